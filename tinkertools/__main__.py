@@ -1,0 +1,5 @@
+"""`python -m tinkertools` is `tt`."""
+
+from tinkertools.cli import main
+
+main()

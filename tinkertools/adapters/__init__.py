@@ -1,0 +1,1 @@
+"""Adapter files: their layout and names."""

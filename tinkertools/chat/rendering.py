@@ -1,0 +1,277 @@
+"""Conversations become tokens and per-token weights, exactly as the model will see and say them.
+
+The rule: for each trained turn, the tokens before its first weight-1 token are the generation prompt for that history;
+its weight-1 tokens are what the model must emit, the end-of-turn token included; every other weight is 0.
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinkertools.chat.records import Conversation
+from tinkertools.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# How many conversations go through the tokenizer at once.
+_ENCODE_BATCH = 256
+
+
+class RenderError(Exception):
+    """Why a conversation has no right mask under this template; it names the turn."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Tokens and their weights in the loss, not shifted: `weights[i]` says whether `tokens[i]` is to be learnt."""
+
+    tokens: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many tokens are learnt. The first token has nothing before it to be predicted from."""
+        return int(np.count_nonzero(self.weights[1:]))
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text, with the character spans that the model must emit."""
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
+class ChatTemplateRenderer:
+    """Renders with the model's own chat template."""
+
+    name = "chat-template"
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_tokens: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self.stop_tokens = list(stop_tokens)
+        self._stop_texts = [str(tokenizer.convert_ids_to_tokens(token)) for token in self.stop_tokens]
+        control = sorted({str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, control))) if control else None
+
+    def generation_prompt(self, messages: Conversation) -> list[int]:
+        """The tokens after which the model answers the last message.
+
+        Raises:
+            RenderError: a message holds a control token, or the template refuses the conversation.
+        """
+        self._refuse_control_tokens(messages)
+        return self._encode(self._template(messages, generation=True))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """An answer's text: control tokens, such as the end of the turn, left out."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def render(self, conversations: Iterable[Conversation]) -> Iterator[Example | RenderError]:
+        """Each conversation's example, in order, or why it has none."""
+        remaining = iter(conversations)
+        while block := list(islice(remaining, _ENCODE_BATCH)):
+            found = [self._rendered_or_error(conversation) for conversation in block]
+            texts = [item.text for item in found if isinstance(item, Rendered)]
+            encoded = iter(self._encode_with_offsets(texts))
+            for item in found:
+                if isinstance(item, Rendered):
+                    try:
+                        yield self._weigh(item, *next(encoded))
+                    except RenderError as error:
+                        yield error
+                else:
+                    yield item
+
+    def _rendered_or_error(self, conversation: Conversation) -> Rendered | RenderError:
+        try:
+            return self.render_text(conversation)
+        except RenderError as error:
+            return error
+
+    def render_text(self, messages: Conversation) -> Rendered:
+        """The whole conversation as text, and for each assistant turn the span from its generation prompt to its end.
+
+        Raises:
+            RenderError: the template writes an earlier turn differently once later ones follow, or ends a turn without
+                an end-of-turn token.
+        """
+        self._refuse_control_tokens(messages)
+        whole = self._template(messages, generation=False)
+        spans: list[tuple[int, int]] = []
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._template(messages[:i], generation=True)
+            up_to = whole if i == len(messages) - 1 else self._template(messages[: i + 1], generation=False)
+            if not (whole.startswith(prompt) and up_to.startswith(prompt)):
+                raise RenderError(
+                    f"messages[{i}]: the chat template writes the conversation before this turn differently from the "
+                    "prompt it would be sampled with"
+                )
+            end = self._end_of_turn(up_to, len(prompt))
+            if end is None:
+                raise RenderError(
+                    f"messages[{i}]: the chat template ends this turn without an end-of-turn token "
+                    f"({' or '.join(self._stop_texts)}), so the model would never learn to stop"
+                )
+            if not whole.startswith(up_to[:end]):
+                raise RenderError(f"messages[{i}]: the chat template rewrites this turn once later turns follow it")
+            spans.append((len(prompt), end))
+        return Rendered(whole, spans)
+
+    def _end_of_turn(self, text: str, start: int) -> int | None:
+        ends = [at + len(stop) for stop in self._stop_texts if (at := text.find(stop, start)) >= 0]
+        return min(ends, default=None)
+
+    def _weigh(self, rendered: Rendered, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Example:
+        """Weights by character spans; a token that reaches across a span's border is cut there, as sampling would."""
+        text, spans = rendered.text, rendered.spans
+        starts = [begin for begin, _ in offsets]
+        for start, end in spans:
+            at = bisect_left(starts, start)
+            if at and offsets[at - 1][1] > start:
+                return self._weigh_in_pieces(text, spans)
+            at = bisect_left(starts, end)
+            if at and offsets[at - 1][1] > end:
+                return self._weigh_in_pieces(text, spans)
+        weights = np.zeros(len(ids), np.float32)
+        for start, end in spans:
+            weights[bisect_left(starts, start) : bisect_left(starts, end)] = 1
+        return Example(np.asarray(ids, np.int32), weights)
+
+    def _weigh_in_pieces(self, text: str, spans: list[tuple[int, int]]) -> Example:
+        """Tokens of the text cut at the spans' borders, where the tokenizer would merge across one."""
+        borders = [0, *(border for span in spans for border in span), len(text)]
+        pieces = [text[a:b] for a, b in pairwise(borders)]
+        ids = [self._encode(piece) for piece in pieces]
+        tokens = [token for piece in ids for token in piece]
+        if self._tokenizer.decode(tokens) != text:
+            raise RenderError("a token reaches across the border of an answer, and this tokenizer cannot be cut there")
+        weights = [float(i % 2) for i, piece in enumerate(ids) for _ in piece]
+        return Example(np.asarray(tokens, np.int32), np.asarray(weights, np.float32))
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _encode_with_offsets(self, texts: list[str]) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+        if not texts:
+            return iter(())
+        encoded = self._tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[list[int]] = encoded["input_ids"]
+        offsets: list[list[tuple[int, int]]] = encoded["offset_mapping"]
+        return zip(ids, offsets, strict=True)
+
+    def _template(self, messages: Conversation, *, generation: bool) -> str:
+        import jinja2
+
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise RenderError(f"the chat template refuses the conversation: {error}") from error
+        return str(text)
+
+    def _refuse_control_tokens(self, messages: Conversation) -> None:
+        # As text, `<|im_end|>` in a message would become the control token and end the turn.
+        for i, message in enumerate(messages):
+            if self._control and (found := self._control.search(message["content"])):
+                raise RenderError(
+                    f"messages[{i}].content holds the model's control token '{found[0]}', which this version cannot "
+                    "keep as plain text"
+                )
+
+
+def load_renderer(base_model: str) -> ChatTemplateRenderer:
+    """The renderer of a base model: a folder, or a name on the Hub.
+
+    Raises:
+        ModelError: it has no tokenizer, no chat template, or no end-of-turn token.
+    """
+    tokenizer = load_tokenizer(base_model)
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError(
+            f"{base_model} has no chat template, so a conversation cannot be written as the model expects it",
+            hint="use the instruct or chat variant of the model, or put a chat_template.jinja into its folder",
+        )
+    stop_tokens = end_of_turn_tokens(base_model, tokenizer)
+    if not stop_tokens:
+        raise ModelError(
+            f"{base_model} names no end-of-turn token, so its answers could never end",
+            hint="set eos_token in its tokenizer_config.json",
+        )
+    return ChatTemplateRenderer(tokenizer, stop_tokens)
+
+
+def load_tokenizer(base_model: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a base model.
+
+    Raises:
+        ModelError: there is none that gives offsets.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(base_model)
+    if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise ModelError(
+            f"{base_model} has no tokenizer (no tokenizer.json)",
+            hint="copy the tokenizer files of the model into its folder",
+        )
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(base_model)
+    except Exception as error:
+        first_line = str(error).strip().split("\n", maxsplit=1)[0]
+        raise ModelError(
+            f"the tokenizer of {base_model} cannot be loaded: {first_line}",
+            hint="check the folder or the name; a Hub model needs a network, and HF_TOKEN if it is gated",
+        ) from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"the tokenizer of {base_model} gives no offsets", hint="it needs a tokenizer.json")
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def end_of_turn_tokens(base_model: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens that end an answer: the generation configuration's, then the tokenizer's."""
+    from transformers import GenerationConfig
+
+    tokens: list[int] = []
+    try:
+        configured = GenerationConfig.from_pretrained(base_model).eos_token_id
+    except OSError:
+        configured = None  # a model without the file: the tokenizer alone decides
+    for token in [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]:
+        if isinstance(token, int) and token not in tokens:
+            tokens.append(token)
+    return tokens
+
+
+def render_all(renderer: ChatTemplateRenderer, conversations: list[Conversation], errors_shown: int) -> list[Example]:
+    """The example of each conversation, all of which must have one.
+
+    Raises:
+        DataError: some have none; the first `errors_shown` are named.
+    """
+    examples: list[Example] = []
+    failed: list[str] = []
+    for number, item in enumerate(renderer.render(conversations), 1):
+        if isinstance(item, Example):
+            examples.append(item)
+        else:
+            failed.append(f"conversation {number}: {item}")
+    if failed:
+        more = [f"… and {len(failed) - errors_shown:,} more"] if len(failed) > errors_shown else []
+        count = "1 conversation" if len(failed) == 1 else f"{len(failed):,} conversations"
+        raise DataError(
+            "\n  ".join(
+                [f"{count} cannot be rendered with this model's chat template:", *failed[:errors_shown], *more]
+            ),
+            hint="mend or leave out these conversations, or choose another --base-model",
+        )
+    return examples

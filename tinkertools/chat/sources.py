@@ -1,0 +1,299 @@
+"""Raw rows from a file, a folder, stdin or the Hugging Face Hub, each with its place, in bounded memory."""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, BinaryIO, NamedTuple, cast
+
+import orjson
+
+from tinkertools.errors import DataError
+from tinkertools.files import explain_os_errors
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_BUFFER = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+class Malformed(NamedTuple):
+    """What stands where a row should be: the reason, and the beginning of the text."""
+
+    reason: str
+    text: str
+
+
+class RawRow(NamedTuple):
+    """A row as it was found. `line` counts from 1 (in Parquet files and on the Hub: the row)."""
+
+    file: str
+    line: int
+    value: Any
+
+
+@dataclass
+class Source:
+    """Where rows come from. `rows` may be read once for stdin, any number of times otherwise."""
+
+    name: str
+    files: list[Path] = field(default_factory=list)
+    ignored: list[Path] = field(default_factory=list)
+    hub_split: str = "train"
+    hub_config: str | None = None
+    bytes_read: int = 0
+
+    @property
+    def bytes_total(self) -> int | None:
+        """Size of the input in bytes as stored, where it is known."""
+        return sum(path.stat().st_size for path in self.files) if self.files else None
+
+    def rows(self) -> Iterator[RawRow]:
+        """Each row with its place, `Malformed` in place of those that could not be read.
+
+        Raises:
+            DataError: the Hub has no such dataset, or a file cannot be read at all.
+            FileError: the file system refused.
+        """
+        if self.name == "-":
+            for line, value in _json_rows(sys.stdin.buffer):
+                yield RawRow("stdin", line, value)
+        elif self.files:
+            done = 0
+            for path in self.files:
+                with explain_os_errors(path), path.open("rb", buffering=_BUFFER) as file:
+                    for row in _file_rows(path, file):
+                        if row.line & 4095 == 0:
+                            self.bytes_read = done + (0 if file.closed else file.tell())
+                        yield row
+                done += path.stat().st_size
+                self.bytes_read = done
+        else:
+            yield from _hub_rows(self.name, self.hub_config, self.hub_split)
+
+
+def find_source(dataset: str, *, split: str = "train", config_name: str | None = None) -> Source:
+    """Decide what `dataset` names: `-` (stdin), a file, a folder, else a dataset on the Hub.
+
+    Raises:
+        DataError: nothing is there, or the folder holds no data file.
+    """
+    if dataset == "-":
+        return Source("-")
+    path = Path(dataset)
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        files = [p for p in inside if data_suffix(p)]
+        if not files:
+            raise DataError(
+                f"the folder {path} holds no data file", hint=f"it needs one of {', '.join(SUFFIXES)}, or .gz of these"
+            )
+        return Source(str(path), files=files, ignored=[p for p in inside if not data_suffix(p)])
+    if path.exists():
+        return Source(str(path), files=[path])
+    if data_suffix(path) or path.suffix in (".gz", ".txt", ".md") or not _HUB_NAME.fullmatch(dataset):
+        raise DataError(f"no such file or folder: {dataset}", hint="check the path; `ls` shows what is there")
+    return Source(dataset, hub_split=split, hub_config=config_name)
+
+
+def data_suffix(path: Path) -> str | None:
+    """The suffix that says how to read `path`, `.gz` left out; None where it is not a data file."""
+    name = path.name.lower().removesuffix(".gz")
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def _file_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
+    suffix = data_suffix(path)
+    name = str(path)
+    if suffix is None:
+        raise DataError(f"{path}: unknown kind of file", hint=f"use one of {', '.join(SUFFIXES)}, or .gz of these")
+    zipped = path.name.lower().endswith(".gz")
+    plain: IO[bytes] = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if zipped else file
+    pairs: Iterable[tuple[int, Any]]
+    if suffix == ".parquet":
+        pairs = _parquet_rows(io.BytesIO(plain.read()) if zipped else plain, path)
+    elif suffix in (".csv", ".tsv"):
+        pairs = _csv_rows(plain, "\t" if suffix == ".tsv" else ",")
+    else:
+        pairs = _json_rows(plain)
+    try:
+        for line, value in pairs:
+            yield RawRow(name, line, value)
+    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}", hint="the file is damaged or not what its name says") from (
+            error
+        )
+
+
+def _json_rows(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
+    """JSON Lines, a JSON array, or JSON values one after the other: told apart by the first line."""
+    first = b""
+    start = 1
+    for line in iter(file.readline, b""):
+        first = line.removeprefix(_BOM) if start == 1 else line
+        if first.strip():
+            break
+        start += 1
+    else:
+        return
+    head = first.strip()
+    if head.startswith(b"[") or (head.startswith(b"{") and not _is_json(head)):
+        # An array, or an object spread over lines. A JSON Lines file whose first line is broken looks the same
+        # until its second line, which then is an object of its own.
+        second = file.readline()
+        if not (head.startswith(b"{") and _is_json(second.strip())):
+            yield from _streamed_json(file, first + second, start)
+            return
+        yield start, _parse_line(first)
+        yield start + 1, _parse_line(second)
+        start += 1
+    else:
+        yield start, _parse_line(first)
+    loads = orjson.loads
+    number = start
+    for line in file:
+        number += 1
+        try:
+            yield number, loads(line)
+        except orjson.JSONDecodeError:
+            if line.strip():
+                yield number, _parse_line(line)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _parse_line(line: bytes) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        text = line.decode("utf-8", errors="replace").strip()
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as bad:
+            return Malformed(f"invalid UTF-8 at byte {bad.start + 1} of the line", text)
+        return Malformed(f"invalid JSON at column {error.colno}: {error.msg}", text)
+
+
+def _streamed_json(file: IO[bytes], head: bytes, line: int) -> Iterator[tuple[int, Any]]:
+    """The elements of an array (or values one after the other), decoded as they come, with the line each begins on."""
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    scan = json.JSONDecoder().raw_decode
+    buffer, ended, size = "", False, 1 << 16
+    pending: bytes | None = head
+    in_array = False
+    while True:
+        try:
+            chunk = pending if pending is not None else file.read(size)
+            pending = None
+            ended = not chunk
+            buffer += decode(chunk, final=ended)
+        except UnicodeDecodeError as error:
+            yield line + buffer.count("\n"), Malformed(f"invalid UTF-8 at or after this line: {error.reason}", "")
+            return
+        position = 0
+        while True:
+            begin = _skip_separators(buffer, position)
+            line += buffer.count("\n", position, begin)
+            position = begin
+            if position == len(buffer):
+                break
+            if buffer[position] == "[" and not in_array:
+                in_array = True
+                position += 1
+                continue
+            if buffer[position] == "]" and in_array:
+                return
+            try:
+                value, end = scan(buffer, position)
+            except json.JSONDecodeError as error:
+                if not ended:
+                    break
+                where = line + buffer.count("\n", position, error.pos)
+                yield where, Malformed(f"invalid JSON: {error.msg}", buffer[position : position + 200])
+                return
+            if end == len(buffer) and not ended:
+                break  # a number at the very end may go on in the next chunk
+            yield line, value
+            line += buffer.count("\n", position, end)
+            position = end
+        buffer = buffer[position:]
+        # An element larger than a chunk is scanned again with each one: growing chunks keep that linear.
+        size = max(1 << 16, 2 * len(buffer))
+        if ended:
+            if in_array:
+                yield line, Malformed("invalid JSON: the array is not closed; the file may be cut off", buffer[:200])
+            return
+
+
+def _skip_separators(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n,":
+        position += 1
+    return position
+
+
+def _csv_rows(file: IO[bytes], delimiter: str) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(sys.maxsize)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    reader = csv.DictReader(text, delimiter=delimiter)
+    line = 1
+    while True:
+        try:
+            line = reader.line_num + 1
+            row = next(reader)
+        except StopIteration:
+            return
+        except UnicodeDecodeError as error:
+            # Where in its buffer the decoder was is not a place in the file; the line before is.
+            yield line, Malformed(f"invalid UTF-8 at or after this line: {error.reason}", "")
+            return
+        except csv.Error as error:
+            yield line, Malformed(f"invalid CSV: {error}", "")
+            return
+        if None in row:
+            yield line, Malformed("more fields than the header has columns", ",".join(map(str, row[None])))
+        else:
+            yield line, {column: cell for column, cell in row.items() if cell is not None}
+
+
+def _parquet_rows(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        parquet = pyarrow.parquet.ParquetFile(file)
+        number = 0
+        for batch in parquet.iter_batches(batch_size=1024):
+            for value in batch.to_pylist():
+                number += 1
+                yield number, value
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}", hint="check how it was written") from error
+
+
+def _hub_rows(name: str, config_name: str | None, split: str) -> Iterator[RawRow]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        stream = datasets.load_dataset(name, config_name, split=split, streaming=True)
+        for number, row in enumerate(stream, 1):
+            yield RawRow(f"{name}[{split}]", number, row)
+    except (OSError, ValueError, RuntimeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"'{name}' is no file here, and the Hub did not give it: {first_line}",
+            hint="check the name, --split and --config-name; HF_TOKEN opens gated datasets, HF_ENDPOINT names a mirror",
+        ) from error

@@ -1,0 +1,96 @@
+"""The command line as one list, and the one place that turns an error into a message and an exit code."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from tinkertools import __version__, compare, console, inspect_api, prepare, test, train, upload
+from tinkertools.errors import Interrupted, TinkertoolsError
+from tinkertools.files import file_error
+
+COMMANDS: list[tuple[str, Callable[..., None]]] = [
+    ("prepare", prepare.command),
+    ("train", train.command),
+    ("test", test.command),
+    ("compare", compare.command),
+    ("upload", upload.command),
+    ("inspect-api", inspect_api.command),
+]
+
+
+def _explained(command: Callable[..., None], debug: bool) -> Callable[..., None]:
+    """`command` with its errors as plain words and an exit code; as tracebacks with `debug`."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except BaseException as error:
+            explained = _explain(error)
+            if explained is None:
+                raise
+            if debug:
+                console.show_error(explained)
+                raise
+            console.show_error(explained)
+            raise typer.Exit(explained.exit_code) from None
+
+    return run
+
+
+def _explain(error: BaseException) -> TinkertoolsError | None:
+    """The error in the user's words; None for what is no error, such as a regular exit."""
+    if isinstance(error, TinkertoolsError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("stopped", hint="run the same command again")
+    if isinstance(error, BrokenPipeError):
+        return None
+    if isinstance(error, OSError) and error.errno is not None:
+        return file_error(error)
+    if isinstance(error, MemoryError):
+        return TinkertoolsError("out of memory", hint="a smaller --batch or --max-length needs less")
+    if isinstance(error, Exception) and not isinstance(error, (typer.Exit, typer.Abort, typer.BadParameter)):
+        return TinkertoolsError(
+            f"unexpected {type(error).__name__}: {error}",
+            hint="this is a defect of tt; the same command with --debug shows where, for a report",
+        )
+    return None
+
+
+def build(*, debug: bool = False) -> typer.Typer:
+    """The application."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def main_options(
+        version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (in any place).")] = False,
+    ) -> None:
+        """Turn conversations into a fine-tuned LoRA adapter, and prove what changed.
+
+        prepare → train → test → compare → upload; `tt train` alone runs on the starter model that ships.
+        """
+
+    for name, command in COMMANDS:
+        app.command(name)(_explained(command, debug))
+    return app
+
+
+def main() -> None:
+    """The entry point of `tt`."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["--version"]:
+        console.data(f"tinkertools {__version__}")
+        return
+    # `--debug` is understood wherever it stands: who needs it has just seen a command fail, and adds it at its end.
+    debug = "--debug" in arguments
+    build(debug=debug)(args=[a for a in arguments if a != "--debug"], prog_name="tt")

@@ -1,0 +1,168 @@
+"""Data to stdout, talk to stderr. Only the command line and its commands print."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from tinkertools.errors import TinkertoolsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# How often progress is a line where there is no terminal to redraw.
+_LINE_SECONDS = 10.0
+# Answers shown in the terminal; the results file has them all.
+_ANSWERS_SHOWN = 20
+
+
+def _console(file: TextIO) -> "Console":
+    from rich.console import Console
+
+    return Console(file=file, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def say(text: str = "") -> None:
+    """A line of talk, to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Something the user should know and that stops nothing."""
+    _console(sys.stderr).print(f"note: {text}", style="yellow")
+
+
+def show_error(error: TinkertoolsError) -> None:
+    """What is wrong, then what to type next."""
+    console = _console(sys.stderr)
+    console.print(f"error: {error.message}", style="red")
+    if error.hint:
+        console.print(f"  → {error.hint}")
+
+
+def data(text: str) -> None:
+    """A line of data, to stdout."""
+    print(text, flush=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, lines: bool = False) -> None:
+    """A table, to stdout. Cells are shown as they are: no markup in them is obeyed."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, highlight=False, emoji=False)
+    drawn = Table(show_lines=lines)
+    for column in columns:
+        drawn.add_column(Text(column), overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    console.print(drawn)
+
+
+class Progress(Protocol):
+    """What long work reports to."""
+
+    def __call__(self, done: float, note: str = "") -> None:
+        """Say how far the work is (in units of `total`), and a few words on it."""
+
+
+@contextmanager
+def progress(what: str, total: float | None, unit: str) -> Iterator[Progress]:
+    """Show long work: what, how far, rate, time left. A bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        what: the work in a word or two.
+        total: how much there is in all, or None where nobody knows.
+        unit: what is counted, for the rate.
+    """
+    if sys.stderr.isatty():
+        with _bar(what, total, unit) as report:
+            yield report
+    else:
+        yield _lines(what, total, unit)
+
+
+@contextmanager
+def _bar(what: str, total: float | None, unit: str) -> Iterator[Progress]:
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[amount]}"),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    ]
+    with RichProgress(*columns, console=_console(sys.stderr), transient=False) as bar:
+        task = bar.add_task(what, total=total, amount=_amount(0, total, unit), note="")
+
+        def report(done: float, note: str = "") -> None:
+            bar.update(task, completed=done, note=note, amount=_amount(done, total, unit))
+
+        yield report
+
+
+def _lines(what: str, total: float | None, unit: str) -> Progress:
+    start = last = time.monotonic()
+
+    def report(done: float, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        finished = total is not None and done >= total
+        if now - last < _LINE_SECONDS and not finished:
+            return
+        last = now
+        elapsed = now - start
+        left = ""
+        if total is not None and 0 < done < total:
+            left = f", {seconds((total - done) * elapsed / done)} left"
+        say(f"{what}: {_amount(done, total, unit)} {note} ({seconds(elapsed)}{left})")
+
+    return report
+
+
+def _amount(done: float, total: float | None, unit: str) -> str:
+    of = f"/{total:,.0f}" if total is not None else ""
+    return f"{done:,.0f}{of} {unit}"
+
+
+def seconds(value: float) -> str:
+    """A duration in words, such as `1 m 05 s`."""
+    if value < 60:
+        return f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} m {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} m"
+
+
+def show_answers(questions: Sequence[str], answers: Mapping[str, Sequence[str]], results: Path) -> None:
+    """Each question with the answers of each model, side by side; a long list is cut and `results` named."""
+    rows = list(zip(questions, *answers.values(), strict=True))
+    table(["prompt", *answers], rows[:_ANSWERS_SHOWN], lines=True)
+    if len(rows) > _ANSWERS_SHOWN:
+        say(f"{len(rows) - _ANSWERS_SHOWN} more in {results}")
+
+
+def show_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
+    """The scores of each model, side by side; nothing where there are none."""
+    found = list(scores.values())
+    rows: list[tuple[str, ...]] = []
+    if "nll" in found[0]:
+        rows.append(("NLL per trained token", *(f"{score['nll']:.4f}" for score in found)))
+        rows.append(("perplexity", *(f"{score['perplexity']:.4f}" for score in found)))
+        rows.append(("trained tokens", *(f"{score['trained_tokens']:,}" for score in found)))
+    if "check" in found[0]:
+        checks = [score["check"] for score in found]
+        rows.append(("check passed", *(f"{c['passed']} of {c['of']} ({c['passed'] / c['of']:.0%})" for c in checks)))
+    if rows:
+        table(["", *scores], rows)
+    if dropped := found[0].get("too_long"):
+        warn(f"{dropped:,} conversations are too long for the model and were not scored")

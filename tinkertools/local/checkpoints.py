@@ -1,0 +1,129 @@
+"""Where the embedded engine keeps what it saves: safetensors and JSON in folders, nothing that runs when it is read."""
+
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import torch
+from safetensors.torch import load_file, save_file
+
+from tinkertools.adapters.peft_files import ADAPTER_WEIGHTS, write_adapter_config
+from tinkertools.errors import EngineError
+from tinkertools.files import whole_directory, write_json
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+_OPTIMIZER_TENSORS = "optimizer.safetensors"
+_OPTIMIZER_STEPS = "optimizer.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_PATH = re.compile(r"tinker://(?P<run>[\w.-]+)/(?P<kind>weights|sampler_weights)/(?P<name>[\w.-]+)")
+_NAME = re.compile(r"[\w.-]+")
+
+
+def default_store() -> Path:
+    """The folder for checkpoints of clients that name none."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "tinkertools" / "store"
+
+
+class Store:
+    """The checkpoints of one training client: `ROOT/RUN/{weights,sampler_weights}/NAME/`."""
+
+    def __init__(self, root: Path, run_id: str | None = None) -> None:
+        self.root = root
+        self.run_id = run_id or uuid.uuid4().hex
+        self._number = 0
+
+    def next_number(self) -> int:
+        """A number not given before, for checkpoints without a name."""
+        self._number += 1
+        return self._number
+
+    def path_of(self, kind: str, name: str) -> str:
+        """The `tinker://` path of a checkpoint."""
+        return f"tinker://{self.run_id}/{kind}/{name}"
+
+    @contextmanager
+    def new_checkpoint(self, kind: str, name: str) -> Iterator[Path]:
+        """A folder to fill, which becomes the checkpoint when it is complete."""
+        if not _NAME.fullmatch(name):
+            raise EngineError(f"'{name}' is no name for a checkpoint", hint="use letters, digits, '-', '_' and '.'")
+        with whole_directory(self.root / self.run_id / kind / name) as directory:
+            yield directory
+
+    def resolve(self, path: str) -> Path:
+        """The folder of a `tinker://` path of this store, or of a plain path.
+
+        Raises:
+            EngineError: there is no such checkpoint.
+        """
+        match = _PATH.fullmatch(path)
+        directory = self.root / match["run"] / match["kind"] / match["name"] if match else Path(path)
+        if not directory.is_dir():
+            raise EngineError(f"no checkpoint at {path}", hint=f"the embedded engine keeps them under {self.root}")
+        return directory
+
+
+def write_adapter(directory: Path, config: "LoraConfig", tensors: Mapping[str, torch.Tensor]) -> None:
+    """An adapter in PEFT's layout."""
+    write_adapter_config(directory, config)
+    save_file(dict(tensors), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def read_adapter(directory: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter in PEFT's layout.
+
+    Raises:
+        EngineError: the folder holds none.
+    """
+    file = directory / ADAPTER_WEIGHTS
+    if not file.is_file():
+        raise EngineError(f"{directory} holds no {ADAPTER_WEIGHTS}")
+    return dict(load_file(file))
+
+
+def write_optimizer(
+    directory: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    """Adam's two moments and its count of steps, by the name of the parameter."""
+    tensors: dict[str, torch.Tensor] = {}
+    steps: dict[str, float] = {}
+    for name, parameter in _portable(parameters).items():
+        if state := optimizer.state.get(parameter):
+            tensors |= {f"{moment}.{name}": state[moment].detach().cpu().contiguous() for moment in _MOMENTS}
+            steps[name] = float(state["step"])
+    save_file(tensors, directory / _OPTIMIZER_TENSORS)
+    write_json(directory / _OPTIMIZER_STEPS, {"steps": steps})
+
+
+def read_optimizer(
+    directory: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    """Give a fresh optimizer the moments and steps that `write_optimizer` saved.
+
+    Raises:
+        EngineError: the folder holds no optimizer, or that of other parameters.
+    """
+    file = directory / _OPTIMIZER_TENSORS
+    if not file.is_file():
+        raise EngineError(f"{directory} holds no optimizer state", hint="use a path that save_state returned")
+    tensors = load_file(file)
+    steps: dict[str, float] = orjson.loads((directory / _OPTIMIZER_STEPS).read_bytes())["steps"]
+    named = _portable(parameters)
+    if unknown := steps.keys() - named.keys():
+        raise EngineError(f"{directory} holds the optimizer of other parameters, such as {min(unknown)}")
+    for name, step in steps.items():
+        state: dict[str, Any] = {"step": torch.tensor(step)}
+        state |= {moment: tensors[f"{moment}.{name}"].to(named[name].device) for moment in _MOMENTS}
+        optimizer.state[named[name]] = state
+
+
+def _portable(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
+    """Parameters by names without the adapter's own, which counts up within a process."""
+    return {re.sub(r"\.adapter_\d+\.", ".", name): parameter for name, parameter in parameters.items()}

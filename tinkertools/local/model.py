@@ -1,0 +1,244 @@
+"""A base model in memory: one copy of its weights, any number of adapters on it, one thread that uses them."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tinkertools.chat.rendering import load_tokenizer
+from tinkertools.config import LORA_ALPHA
+from tinkertools.errors import EngineError, ModelError
+from tinkertools.local.worker import Worker
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Parts of a module's path that tell attention from MLP in the decoder layers of Hugging Face's models.
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+_MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+
+# Logits of the check that a model's output is its output layer on its last hidden states.
+_LOGIT_TOLERANCE = 1e-3
+
+
+class BaseModel:
+    """The frozen weights of a base model, its tokenizer, and the adapters made or loaded on it."""
+
+    def __init__(self, name: str, *, device: str | None = None) -> None:
+        self.name = name
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(name)
+        self._model = _load(name, torch.bfloat16 if self.device.type == "cuda" else torch.float32, self.device)
+        self._peft: PeftModel | None = None
+        self._adapters = 0
+        self._check_output_layer()
+        self.worker = Worker(Path(name).name)
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the text model."""
+        return self._model.config.get_text_config()
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens a sequence may have."""
+        return int(getattr(self.config, "max_position_embeddings", 0) or 1 << 20)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the model knows."""
+        embeddings: Any = self._model.get_input_embeddings()
+        return int(embeddings.weight.shape[0])
+
+    def hidden_states(self, **inputs: Any) -> Any:
+        """The decoder's output for `inputs`, with `last_hidden_state` (batch, length, hidden)."""
+        return self._model.get_decoder()(**inputs)
+
+    def logits(self, hidden_N_D: torch.Tensor) -> torch.Tensor:
+        """float32 logits (N, vocabulary) for hidden states (N, hidden)."""
+        output: torch.Tensor = self._model.get_output_embeddings()(hidden_N_D)
+        return output.float()
+
+    def adapter_parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
+        """The trainable tensors of an adapter by their place in the model."""
+        return {name: p for name, p in self._model.named_parameters() if f".{adapter}." in name and "lora_" in name}
+
+    def add_adapter(self, rank: int, seed: int, *, attn: bool, mlp: bool, unembed: bool) -> str:
+        """A fresh adapter (A random by `seed`, B zero), on the parts that are switched on. Returns its name.
+
+        Raises:
+            EngineError: the model has no such parts.
+        """
+        from peft import LoraConfig
+
+        targets = self._targets(attn=attn, mlp=mlp, unembed=unembed)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=LORA_ALPHA,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.name,
+        )
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            return self._install(config, None)
+
+    def load_adapter(self, directory: Path) -> str:
+        """Install the adapter of a folder in PEFT's layout. Returns its name.
+
+        Raises:
+            EngineError: the folder holds none, or one that does not fit this model in every tensor.
+        """
+        from peft import PeftConfig
+
+        try:
+            config = PeftConfig.from_pretrained(str(directory))
+            return self._install(config, directory)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise EngineError(
+                f"{directory} holds no adapter that fits {self.name}: {str(error).splitlines()[0]}",
+                hint="name a folder with adapter_config.json and adapter_model.safetensors made for this base model",
+            ) from error
+
+    def adapter_config(self, adapter: str) -> "LoraConfig":
+        """The PEFT configuration of an adapter."""
+        assert self._peft is not None
+        return self._peft.peft_config[adapter]  # type: ignore[return-value]
+
+    def adapter_state(self, adapter: str) -> dict[str, torch.Tensor]:
+        """An adapter's tensors under PEFT's names, as they stand in `adapter_model.safetensors`."""
+        from peft import get_peft_model_state_dict
+
+        state = get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
+        # Copies: the caller writes them while training may go on.
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def set_adapter_state(self, adapter: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Overwrite an adapter's tensors.
+
+        Raises:
+            EngineError: names or shapes are not this adapter's.
+        """
+        from peft import set_peft_model_state_dict
+
+        present = self.adapter_state(adapter)
+        wrong = sorted(present.keys() ^ tensors.keys()) or sorted(
+            name for name, tensor in tensors.items() if present[name].shape != tensor.shape
+        )
+        if wrong:
+            raise EngineError(
+                f"the saved state does not fit the adapter on {self.name}: {wrong[0]} differs",
+                hint="use the base model, rank and layers that the state was saved with",
+            )
+        set_peft_model_state_dict(self._peft, tensors, adapter_name=adapter)
+
+    @contextmanager
+    def using(self, adapter: str | None, *, train: bool = False) -> Iterator[None]:
+        """Compute with an adapter, or with the base alone (None). Only the worker's thread may."""
+        if self._peft is None:
+            assert adapter is None
+            with torch.no_grad():
+                yield
+        elif adapter is None:
+            with self._peft.disable_adapter(), torch.no_grad():
+                yield
+        else:
+            self._peft.set_adapter(adapter, inference_mode=not train)
+            with torch.set_grad_enabled(train):
+                yield
+
+    def _install(self, config: Any, directory: Path | None) -> str:
+        from peft import PeftModel
+
+        adapter = f"adapter_{self._adapters}"
+        self._adapters += 1
+        with warnings.catch_warnings():
+            # PEFT warns that merging an adapter on a tied output layer changes the input embedding as well; here the
+            # adapter is never merged.
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+            warnings.filterwarnings("ignore", message=".*ensure_weight_tying.*")
+            if directory is None:
+                if self._peft is None:
+                    self._peft = PeftModel(self._model, config, adapter_name=adapter)
+                else:
+                    self._peft.add_adapter(adapter, config)
+            elif self._peft is None:
+                self._peft = PeftModel.from_pretrained(self._model, str(directory), adapter_name=adapter)
+            else:
+                self._peft.load_adapter(str(directory), adapter_name=adapter)
+        if directory is not None:
+            self._check_loaded(adapter, directory)
+        self._peft.eval()
+        return adapter
+
+    def _check_loaded(self, adapter: str, directory: Path) -> None:
+        """Every tensor of the file must have found its place: PEFT leaves out in silence what it cannot place."""
+        from safetensors import safe_open
+
+        file = directory / "adapter_model.safetensors"
+        if not file.is_file():
+            raise EngineError(f"{directory} has no adapter_model.safetensors", hint="name an adapter in PEFT's layout")
+        with safe_open(str(file), framework="pt") as opened:
+            stored = set(opened.keys())
+        placed = set(self.adapter_state(adapter))
+        if stored != placed:
+            lost = sorted(stored ^ placed)
+            raise EngineError(
+                f"{directory}: {len(lost)} tensors do not fit {self.name}, such as {lost[0]}",
+                hint="use the base model that the adapter was trained on",
+            )
+
+    def _targets(self, *, attn: bool, mlp: bool, unembed: bool) -> list[str]:
+        output = self._model.get_output_embeddings()
+        wanted: set[str] = set()
+        for name, module in self._model.named_modules():
+            path = name.split(".")
+            if module is output:
+                wanted |= {path[-1]} if unembed else set()
+            elif isinstance(module, torch.nn.Linear) and (
+                (attn and any(part in path for part in _ATTENTION)) or (mlp and any(part in path for part in _MLP))
+            ):
+                wanted.add(path[-1])
+        if not wanted:
+            raise EngineError(
+                f"{self.name}: found no layers to train in a {type(self._model).__name__}",
+                hint="the embedded engine trains models with linear attention and MLP projections",
+            )
+        return sorted(wanted)
+
+    def _check_output_layer(self) -> None:
+        """Some families scale or cap their logits after the output layer; computing without that would be wrong."""
+        ids = torch.arange(min(8, self.vocabulary), device=self.device)[None]
+        with torch.no_grad():
+            whole = self._model(input_ids=ids, use_cache=False).logits[0].float()
+            ours = self.logits(self.hidden_states(input_ids=ids, use_cache=False).last_hidden_state[0])
+        if not torch.allclose(whole, ours, atol=_LOGIT_TOLERANCE, rtol=_LOGIT_TOLERANCE):
+            raise ModelError(
+                f"{self.name}: a {type(self._model).__name__} changes its logits after the output layer, which the "
+                "embedded engine does not do",
+                hint="train it on a Tinker server",
+            )
+
+
+def _load(name: str, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        raise ModelError(f"{name} is no model folder (no config.json)", hint="name a folder in Hugging Face's layout")
+    logging.disable_progress_bar()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    except Exception as error:
+        raise ModelError(
+            f"the model {name} cannot be loaded: {str(error).strip().splitlines()[0]}",
+            hint="check the folder or the name; a Hub model needs a network, and HF_TOKEN if it is gated",
+        ) from error
+    model.requires_grad_(requires_grad=False)
+    model.eval()
+    return model.to(device)  # type: ignore[no-any-return]

@@ -1,0 +1,245 @@
+"""The sampling client of the embedded engine: batches of prompts on a key-value cache."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tinker import types
+
+from tinkertools.errors import EngineError
+from tinkertools.local import losses, responses
+from tinkertools.local.model import BaseModel
+from tinkertools.local.worker import LocalFuture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Sequences that are generated side by side, and prompt tokens (padding included) that are read at once.
+_MAX_ROWS = 64
+_PREFILL_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how to answer it; `num_samples` answers."""
+
+    prompt: list[int]
+    num_samples: int
+    params: types.SamplingParams
+    prompt_logprobs: bool
+
+
+@dataclass
+class Row:
+    """One answer in the making."""
+
+    prompt: list[int]
+    params: types.SamplingParams
+    limit: int
+    stop_tokens: frozenset[int]
+    stop_texts: tuple[str, ...]
+    generator: torch.Generator
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stop_reason: str | None = None
+
+
+class SamplingClient:
+    """Answers from a base model with an adapter, or from the base alone."""
+
+    def __init__(self, base: BaseModel, adapter: str | None) -> None:
+        self._base = base
+        self._adapter = adapter
+
+    def sample(
+        self,
+        prompt: types.ModelInput,
+        num_samples: int,
+        sampling_params: types.SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+    ) -> LocalFuture[types.SampleResponse]:
+        """`num_samples` answers to a prompt. Temperature 0 takes the likeliest token.
+
+        The end-of-turn token is part of the answer. `logprobs` are the model's own, whatever the temperature. With a
+        seed, sample k uses seed + k, and the draws do not depend on what else is sampled at the time.
+        """
+        if topk_prompt_logprobs:
+            raise EngineError("topk_prompt_logprobs is not in the embedded engine of this version")
+        request = Request(prompt.to_ints(), num_samples, sampling_params, include_prompt_logprobs)
+        return self._base.worker.submit_grouped(("sample", self._adapter), request, self._sample)
+
+    def compute_logprobs(self, prompt: types.ModelInput) -> LocalFuture[list[float | None]]:
+        """log p of each token of `prompt` given those before it; None for the first."""
+        return self._base.worker.submit_grouped(("logprobs", self._adapter), prompt.to_ints(), self._compute_logprobs)
+
+    def get_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The base model's tokenizer."""
+        return self._base.tokenizer
+
+    # What follows runs on the worker's thread.
+
+    def _sample(self, requests: list[Request]) -> list[Any]:
+        """One response, or one error, a request."""
+        results: list[Any] = [self._error_of(request) for request in requests]
+        rows: list[tuple[int, Row]] = []
+        for i, request in enumerate(requests):
+            if results[i] is None:
+                rows += [(i, self._row(request, k)) for k in range(request.num_samples)]
+        # Like lengths together: less padding in the cache.
+        rows.sort(key=lambda pair: len(pair[1].prompt))
+        with self._base.using(self._adapter):
+            for start in range(0, len(rows), _MAX_ROWS):
+                self._generate([row for _, row in rows[start : start + _MAX_ROWS]])
+        asked = [i for i, request in enumerate(requests) if results[i] is None and request.prompt_logprobs]
+        prompt_logprobs = dict(zip(asked, self._compute_logprobs([requests[i].prompt for i in asked]), strict=True))
+        for i in range(len(requests)):
+            if results[i] is None:
+                sequences = [
+                    responses.sampled_sequence(row.tokens, row.logprobs, row.stop_reason or "length")
+                    for at, row in rows
+                    if at == i
+                ]
+                results[i] = responses.sample_response(sequences, prompt_logprobs.get(i))
+        return results
+
+    def _error_of(self, request: Request) -> EngineError | None:
+        if error := self._prompt_error(request.prompt):
+            return error
+        if len(request.prompt) >= self._base.max_length:
+            return EngineError(
+                f"a prompt of {len(request.prompt)} tokens leaves no room to answer; the model takes "
+                f"{self._base.max_length}"
+            )
+        params = request.params
+        if request.num_samples < 1:
+            return EngineError(f"num_samples is {request.num_samples}, but must be at least 1")
+        if params.temperature < 0:
+            return EngineError(f"the temperature is {params.temperature}, but must be 0 or more")
+        if params.max_tokens is not None and params.max_tokens < 1:
+            return EngineError(f"max_tokens is {params.max_tokens}, but must be at least 1")
+        return None
+
+    def _prompt_error(self, prompt: list[int]) -> EngineError | None:
+        if not prompt:
+            return EngineError("the prompt is empty")
+        if len(prompt) > self._base.max_length:
+            return EngineError(f"a sequence of {len(prompt)} tokens; the model takes {self._base.max_length}")
+        if min(prompt) < 0 or max(prompt) >= self._base.vocabulary:
+            return EngineError(f"the prompt has ids outside the vocabulary of {self._base.vocabulary}")
+        return None
+
+    def _row(self, request: Request, k: int) -> Row:
+        params = request.params
+        room = self._base.max_length - len(request.prompt)
+        stop = params.stop
+        tokens: list[int] = []
+        texts: list[str] = []
+        if stop is None:
+            end = self._base.tokenizer.eos_token_id
+            tokens = [end] if isinstance(end, int) else []
+        else:
+            for item in [stop] if isinstance(stop, str) else stop:
+                (texts if isinstance(item, str) else tokens).append(item)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(
+            secrets.randbits(63) if params.seed is None else (params.seed + k) & ((1 << 63) - 1)
+        )
+        limit = room if params.max_tokens is None else min(room, params.max_tokens)
+        return Row(request.prompt, params, limit, frozenset(tokens), tuple(texts), generator)
+
+    def _generate(self, rows: list[Row]) -> None:
+        """Complete the rows: read the prompts, padded on the left, then one token a row at a time."""
+        from transformers import DynamicCache
+
+        device = self._base.device
+        longest = max(len(row.prompt) for row in rows)
+        ids_B_T = torch.zeros(len(rows), longest, dtype=torch.long)
+        mask_B_T = torch.zeros(len(rows), longest, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids_B_T[i, longest - len(row.prompt) :] = torch.tensor(row.prompt)
+            mask_B_T[i, longest - len(row.prompt) :] = 1
+        cache = DynamicCache(config=self._base.config)
+        ids_B_T, mask_B_T = ids_B_T.to(device), mask_B_T.to(device)
+        positions_B_T = (mask_B_T.cumsum(dim=1) - 1).clamp(min=0)
+        while True:
+            hidden_B_T_D = self._base.hidden_states(
+                input_ids=ids_B_T, attention_mask=mask_B_T, position_ids=positions_B_T, past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state  # fmt: skip
+            logits_B_V = self._base.logits(hidden_B_T_D[:, -1]).cpu()
+            for row, token, logprob in zip(rows, *choose(logits_B_V, rows), strict=True):
+                row.tokens.append(token)
+                row.logprobs.append(logprob)
+                row.stop_reason = self._stop_reason(row)
+            going = [i for i, row in enumerate(rows) if row.stop_reason is None]
+            if not going:
+                return
+            if len(going) < len(rows):
+                keep = torch.tensor(going, device=device)
+                cache.batch_select_indices(keep)
+                mask_B_T, positions_B_T = mask_B_T[keep], positions_B_T[keep]
+                rows = [rows[i] for i in going]
+            ids_B_T = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
+            mask_B_T = torch.cat([mask_B_T, mask_B_T.new_ones(len(rows), 1)], dim=1)
+            positions_B_T = positions_B_T[:, -1:] + 1
+
+    def _stop_reason(self, row: Row) -> str | None:
+        if row.tokens[-1] in row.stop_tokens:
+            return "stop"
+        if row.stop_texts:
+            text = str(self._base.tokenizer.decode(row.tokens))
+            if any(stop in text for stop in row.stop_texts):
+                return "stop"
+        return "length" if len(row.tokens) >= row.limit else None
+
+    def _compute_logprobs(self, prompts: list[list[int]]) -> list[Any]:
+        """For each prompt its logprobs, or an error."""
+        results: list[Any] = [self._prompt_error(prompt) for prompt in prompts]
+        valid = sorted((i for i in range(len(prompts)) if results[i] is None), key=lambda i: len(prompts[i]))
+        chunk = losses.chunk_rows(self._base.vocabulary)
+        with self._base.using(self._adapter):
+            while valid:
+                # The longest first: what is left shrinks, and the first group shows the peak memory.
+                size = max(1, min(len(valid), _PREFILL_TOKENS // len(prompts[valid[-1]])))
+                group, valid = valid[-size:], valid[:-size]
+                rows = [torch.tensor(prompts[i]) for i in group]
+                ids_B_T = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self._base.device)
+                hidden_B_T_D = self._base.hidden_states(input_ids=ids_B_T, use_cache=False).last_hidden_state
+                for i, row, hidden_T_D in zip(group, rows, hidden_B_T_D, strict=True):
+                    targets = row[1:].to(self._base.device)
+                    found = losses.token_logprobs(self._base.logits, hidden_T_D[: len(targets)], targets, chunk)
+                    results[i] = [None, *found.tolist()]
+        return results
+
+
+def choose(logits_B_V: torch.Tensor, rows: Sequence[Row]) -> tuple[list[int], list[float]]:
+    """The next token of each row and its logprob under the model itself.
+
+    One uniform draw a row, from the row's own generator, picks from the distribution that temperature, top-k and top-p
+    leave, so a row's answer does not depend on its neighbours.
+    """
+    logprobs_B_V = torch.log_softmax(logits_B_V.float(), dim=-1)
+    tokens = [_draw(logprobs, row) for logprobs, row in zip(logprobs_B_V, rows, strict=True)]
+    return tokens, [float(logprobs[token]) for logprobs, token in zip(logprobs_B_V, tokens, strict=True)]
+
+
+def _draw(logprobs_V: torch.Tensor, row: Row) -> int:
+    params = row.params
+    if params.temperature == 0:
+        return int(logprobs_V.argmax())
+    scaled = logprobs_V / params.temperature
+    if params.top_k <= 0 and params.top_p >= 1:
+        cumulative = torch.softmax(scaled, dim=-1).double().cumsum(0)
+        order = None
+    else:
+        ordered, order = torch.softmax(scaled, dim=-1).double().sort(descending=True, stable=True)
+        kept = len(ordered) if params.top_k <= 0 else min(params.top_k, len(ordered))
+        # Top-p keeps the fewest tokens whose probabilities reach it, among those that top-k left.
+        within = ordered[:kept] / ordered[:kept].sum()
+        kept = min(kept, int((within.cumsum(0) < params.top_p).sum()) + 1)
+        cumulative = ordered[:kept].cumsum(0)
+    point = torch.rand((), generator=row.generator, dtype=torch.float64) * cumulative[-1]
+    at = min(int(torch.searchsorted(cumulative, point, right=True)), len(cumulative) - 1)
+    return at if order is None else int(order[at])

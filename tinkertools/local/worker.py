@@ -1,0 +1,129 @@
+"""One background thread that computes, and the futures it completes in the order of submission."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import tinker
+
+from tinkertools.errors import EngineError
+
+T = TypeVar("T")
+
+# Requests of one kind that arrive within this time of each other are computed together.
+_COLLECT_SECONDS = 0.01
+_GROUP_LIMIT = 64
+
+
+class LocalFuture(tinker.APIFuture[T], Generic[T]):
+    """The SDK's future over a result that this process computes: `.result()` or `await`."""
+
+    def __init__(self, future: "Future[T]") -> None:
+        self._future = future
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the result, at most `timeout` seconds."""
+        return self._future.result(timeout)
+
+    async def result_async(self, timeout: float | None = None) -> T:
+        """Wait for the result without blocking the event loop."""
+        async with asyncio.timeout(timeout):
+            return await asyncio.wrap_future(self._future)
+
+    def future(self) -> "Future[T]":
+        """The standard library's future behind this one."""
+        return self._future
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A group key and an item, which `run` takes together with the items of equal jobs that follow it."""
+
+    key: Hashable
+    item: Any
+    run: Callable[[list[Any]], list[Any]]
+    future: "Future[Any]"
+
+
+class Worker:
+    """Runs jobs one after the other, so that the model underneath has one user at a time."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name=f"tinkertools-{name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, run: Callable[[], T]) -> LocalFuture[T]:
+        """Run `run` after everything submitted before it."""
+        return self._put(_Job(object(), None, lambda _: [run()], Future()))
+
+    def submit_grouped(self, key: Hashable, item: Any, run: Callable[[list[Any]], list[Any]]) -> LocalFuture[Any]:
+        """As `submit`, but jobs with an equal key that follow each other are run by one call of `run` on their items.
+
+        `run` returns one result an item; an exception among them fails that item alone.
+        """
+        return self._put(_Job(key, item, run, Future()))
+
+    def close(self) -> None:
+        """Finish what was submitted and stop. Later submissions are refused."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._jobs.put(None)
+        self._thread.join()
+
+    def _put(self, job: _Job) -> LocalFuture[Any]:
+        with self._lock:
+            if self._closed:
+                raise EngineError("this ServiceClient was closed", hint="make a new one")
+            self._jobs.put(job)
+        return LocalFuture(job.future)
+
+    def _loop(self) -> None:
+        job = self._jobs.get()
+        while job is not None:
+            group = [job]
+            job = self._collect(group)
+            self._run(group)
+            if job is _NOTHING:
+                job = self._jobs.get()
+
+    def _collect(self, group: list[_Job]) -> _Job | None:
+        """Move the jobs that belong to the group into it; return the first that does not, or `_NOTHING`."""
+        if type(group[0].key) is object:
+            return _NOTHING
+        while len(group) < _GROUP_LIMIT:
+            try:
+                job = self._jobs.get(timeout=_COLLECT_SECONDS)
+            except queue.Empty:
+                return _NOTHING
+            if job is None or job.key != group[0].key:
+                return job
+            group.append(job)
+        return _NOTHING
+
+    @staticmethod
+    def _run(group: list[_Job]) -> None:
+        group = [job for job in group if job.future.set_running_or_notify_cancel()]
+        if not group:
+            return
+        try:
+            results = group[0].run([job.item for job in group])
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
+            for job in group:
+                job.future.set_exception(error)
+            return
+        for job, result in zip(group, results, strict=True):
+            if isinstance(result, BaseException):
+                job.future.set_exception(result)
+            else:
+                job.future.set_result(result)
+
+
+_NOTHING = _Job(None, None, lambda _: [], Future())

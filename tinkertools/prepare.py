@@ -1,0 +1,324 @@
+"""`tt prepare`: any dataset becomes chat JSONL, checked row by row, in bounded memory."""
+
+import hashlib
+import os
+import random
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from tinkertools import console
+from tinkertools.config import TRAINING_DATA, Format, PrepareDefaults
+from tinkertools.errors import DataError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from tinkertools.chat.records import Reader, Refused
+
+DEFAULTS = PrepareDefaults()
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What to read, what to make of it, and where it goes."""
+
+    dataset: str
+    output: Path
+    split: str
+    config_name: str | None
+    max_examples: int | None
+    format: Format
+    prompt_column: str | None
+    completion_column: str | None
+    system: str | None
+    val_fraction: float
+    shuffle: bool
+    seed: int
+    dedupe: bool
+    skip_bad: bool
+
+    def __post_init__(self) -> None:
+        if self.format not in ("auto", "prompt-completion") and (self.prompt_column or self.completion_column):
+            raise UsageError(f"--prompt-column and --completion-column do not go with --format {self.format}")
+        if bool(self.prompt_column) != bool(self.completion_column):
+            raise UsageError("--prompt-column and --completion-column go together", hint="give both, or neither")
+        if not 0 <= self.val_fraction < 1:
+            raise UsageError(f"--val-fraction is {self.val_fraction}, but must be at least 0 and less than 1")
+        if self.max_examples is not None and self.max_examples < 1:
+            raise UsageError(f"--max-examples is {self.max_examples}, but must be at least 1")
+
+    @property
+    def validation_output(self) -> Path:
+        """Where the held-out part goes."""
+        return self.output.with_name(f"{self.output.stem}.val{self.output.suffix}")
+
+    @property
+    def rejects(self) -> Path:
+        """Where refused rows go, each with its reason."""
+        return self.output.with_name(f"{self.output.name}.rejects.jsonl")
+
+
+@dataclass
+class Counts:
+    """What became of the rows: `rows_in = kept + refused + duplicates + left_out`."""
+
+    rows_in: int = 0
+    kept: int = 0
+    refused: int = 0
+    duplicates: int = 0
+    left_out: int = 0
+    held_out: int = 0
+
+
+def command(
+    dataset: Annotated[
+        str, typer.Option(help="A file (JSONL, JSON, CSV, TSV, Parquet, or .gz of these), a folder, a Hub name, or -.")
+    ],
+    output: Annotated[Path, typer.Option(help="Where the chat JSONL goes.")] = TRAINING_DATA,
+    split: Annotated[str, typer.Option(help="The split of a Hub dataset.")] = DEFAULTS.split,
+    config_name: Annotated[str | None, typer.Option(help="The configuration (subset) of a Hub dataset.")] = None,
+    max_examples: Annotated[int | None, typer.Option(help="Keep at most this many conversations.")] = None,
+    format: Annotated[Format, typer.Option(help="The form of the rows; auto says what it found.")] = "auto",
+    prompt_column: Annotated[str | None, typer.Option(help="The column that asks.")] = None,
+    completion_column: Annotated[str | None, typer.Option(help="The column that answers.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message for conversations that have none.")] = None,
+    val_fraction: Annotated[
+        float, typer.Option(help="Hold out this share, as OUTPUT.val.jsonl; equal conversations stay on one side.")
+    ] = 0.0,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Write in a random order that --seed decides.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffle and of the held-out part.")] = DEFAULTS.seed,
+    dedupe: Annotated[
+        bool, typer.Option("--dedupe", help="Drop repeated conversations (needs about 100 bytes of memory for each).")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on past bad rows; they go to OUTPUT.rejects.jsonl with the reason.")
+    ] = False,
+) -> None:
+    """Turn any dataset into chat JSONL: one {"messages": […]} a line."""
+    options = PrepareOptions(
+        dataset, output, split, config_name, max_examples, format, prompt_column, completion_column, system,
+        val_fraction, shuffle, seed, dedupe, skip_bad,
+    )  # fmt: skip
+    try:
+        counts = prepare(options)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; nothing was written", hint="run the same command again to start over") from None
+    console.say(summary(counts))
+    if counts.held_out:
+        console.say(f"held out: {counts.held_out:,} in {options.validation_output}")
+    if counts.refused:
+        console.say(f"refused rows, each with its reason: {options.rejects}")
+    console.data(str(options.output))
+    console.say(f"next: tt train --data {options.output}")
+
+
+def summary(counts: Counts) -> str:
+    """Where every row went; the parts add up to the rows read."""
+    parts = [f"{counts.kept:,} kept", f"{counts.refused:,} refused"]
+    if counts.duplicates:
+        parts.append(f"{counts.duplicates:,} duplicates")
+    if counts.left_out:
+        parts.append(f"{counts.left_out:,} beyond --max-examples")
+    return f"rows in: {counts.rows_in:,} = {' + '.join(parts)}"
+
+
+def prepare(options: PrepareOptions) -> Counts:
+    """Read, check, and write; files appear only when all is well.
+
+    Raises:
+        DataError: a row is bad (without `skip_bad`), nothing is left, or the source cannot be read.
+        FileError: the output cannot be written.
+    """
+    from tinkertools.chat.records import Reader
+    from tinkertools.chat.sources import find_source
+    from tinkertools.files import check_writable_file, whole_file
+
+    check_writable_file(options.output)
+    source = find_source(options.dataset, split=options.split, config_name=options.config_name)
+    if source.ignored:
+        console.warn(f"{len(source.ignored)} files in {source.name} are no data files, such as {source.ignored[0]}")
+    reader = Reader(source, options.format, options.prompt_column, options.completion_column)
+    staged = options.shuffle or options.val_fraction > 0
+    counts = Counts()
+    # The files of one preparation are published in this order when the block ends, the training data last.
+    with ExitStack() as files:
+        output = files.enter_context(whole_file(options.output))
+        held_out = files.enter_context(whole_file(options.validation_output)) if options.val_fraction else None
+        rejects = files.enter_context(whole_file(options.rejects)) if options.skip_bad else None
+        if staged:
+            with scratch_beside(options.output) as scratch:
+                index = Index()
+                convert(reader, options, counts, scratch, rejects, index)
+                distribute(index, scratch, output, held_out, options, counts)
+        else:
+            convert(reader, options, counts, output, rejects, None)
+        if not counts.kept:
+            raise DataError(
+                f"no row of {options.dataset} could be used: {summary(counts)}",
+                hint="run without --skip-bad to see why rows are refused",
+            )
+    if not counts.refused:
+        options.rejects.unlink(missing_ok=True)
+    return counts
+
+
+class Index:
+    """Where each staged line begins, and a digest of it: 16 bytes of memory a row."""
+
+    def __init__(self) -> None:
+        self.offsets = array("Q", [0])
+        self.digests = array("Q")
+
+    def add(self, line: bytes) -> None:
+        """Remember the line just written."""
+        self.offsets.append(self.offsets[-1] + len(line))
+        self.digests.append(_digest(line))
+
+
+def _digest(line: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "little")
+
+
+@contextmanager
+def scratch_beside(output: Path) -> Iterator[BinaryIO]:
+    """A file beside `output` to write and then read at any place; gone when the block ends."""
+    path = output.with_name(f".{output.name}.staged-{os.getpid()}")
+    try:
+        with path.open("w+b", buffering=1 << 20) as file:
+            yield file
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def convert(
+    reader: "Reader", options: PrepareOptions, counts: Counts, out: BinaryIO, rejects: BinaryIO | None,
+    index: Index | None,
+) -> None:  # fmt: skip
+    """Write each good conversation of `reader` to `out` as a line; note where in `index` if it is to be moved."""
+    import orjson
+
+    from tinkertools.chat.records import Refused, explain_refusals
+
+    dumps, newline = orjson.dumps, orjson.OPT_APPEND_NEWLINE
+    write = out.write
+    limit = options.max_examples if index is None else None
+    system = {"role": "system", "content": options.system} if options.system else None
+    seen: set[int] = set()
+    shown: list[Refused] = []
+    with watch(reader) as look:
+        for item in reader.read():
+            if isinstance(item, Refused):
+                counts.refused += 1
+                if rejects is not None:
+                    rejects.write(dumps(_reject(item), default=str, option=newline))
+                elif len(shown) < DEFAULTS.errors_shown:
+                    shown.append(item)
+                continue
+            if shown:
+                continue  # there will be no output: only the counting of bad rows goes on
+            messages = [system, *item] if system and item[0]["role"] != "system" else item
+            line = dumps({"messages": messages}, option=newline)
+            if options.dedupe:
+                digest = _digest(line)
+                if digest in seen:
+                    counts.duplicates += 1
+                    continue
+                seen.add(digest)
+            write(line)
+            if index is not None:
+                index.add(line)
+            counts.kept += 1
+            if counts.kept & 4095 == 0:
+                look()
+            if counts.kept == limit:
+                break
+    counts.rows_in = reader.rows_in
+    if reader.format is not None:
+        console.say(f"format: {reader.format.description}")
+    if shown:
+        raise explain_refusals(shown, counts.refused, "mend them, or add --skip-bad to leave bad rows out")
+
+
+def _reject(refused: "Refused") -> dict[str, object]:
+    from tinkertools.chat.sources import Malformed
+
+    value = refused.row.value
+    return {
+        "place": f"{refused.row.file}:{refused.row.line}",
+        "field": refused.field_name,
+        "reason": refused.reason,
+        "row": value.text if isinstance(value, Malformed) else value,
+    }
+
+
+def distribute(
+    index: Index, scratch: BinaryIO, output: BinaryIO, held_out: BinaryIO | None, options: PrepareOptions,
+    counts: Counts,
+) -> None:  # fmt: skip
+    """Copy the staged lines to their files: shuffled, limited, and split by digest so that equal rows stay together."""
+    order = list(range(len(index.digests))) if options.shuffle else range(len(index.digests))
+    if isinstance(order, list):
+        random.Random(options.seed).shuffle(order)
+    if options.max_examples is not None:
+        counts.left_out = max(0, len(order) - options.max_examples)
+        order = order[: options.max_examples]
+    chosen = validation_digests([index.digests[i] for i in order], options.val_fraction, options.seed)
+    scratch.flush()
+    for i in order:
+        scratch.seek(index.offsets[i])
+        line = scratch.read(index.offsets[i + 1] - index.offsets[i])
+        if held_out is not None and index.digests[i] in chosen:
+            held_out.write(line)
+            counts.held_out += 1
+        else:
+            output.write(line)
+    counts.kept = len(order)
+
+
+def validation_digests(digests: list[int], fraction: float, seed: int) -> set[int]:
+    """The digests whose rows are held out: about `fraction` of the rows, at least one, never all.
+
+    Raises:
+        DataError: all rows are equal, so no row can be held out without being trained on as well.
+    """
+    if not fraction:
+        return set()
+    rows_of: dict[int, int] = {}
+    for digest in digests:
+        rows_of[digest] = rows_of.get(digest, 0) + 1
+    if len(rows_of) < 2:
+        raise DataError(
+            "--val-fraction needs at least two different conversations", hint="give more data, or leave the option out"
+        )
+    salt = seed.to_bytes(8, "little", signed=True)
+    ranked = sorted(rows_of, key=lambda digest: hashlib.blake2b(digest.to_bytes(8, "little") + salt).digest())
+    wanted = max(1, round(fraction * len(digests)))
+    chosen: set[int] = set()
+    rows = 0
+    for digest in ranked[:-1]:
+        if rows >= wanted:
+            break
+        chosen.add(digest)
+        rows += rows_of[digest]
+    return chosen
+
+
+@contextmanager
+def watch(reader: "Reader") -> Iterator[Callable[[], None]]:
+    """Shows how far a reader is: by bytes where the input's size is known, by rows elsewhere."""
+    total = reader.source.bytes_total
+    start = time.monotonic()
+    with console.progress("prepare", total / 1e6 if total else None, "MB" if total else "rows") as report:
+
+        def look() -> None:
+            rows = reader.rows_in
+            done = reader.source.bytes_read / 1e6 if total else rows
+            report(done, f"{rows:,} rows, {rows / max(1e-9, time.monotonic() - start):,.0f} rows/s")
+
+        yield look
+        look()

@@ -1,0 +1,209 @@
+"""A run directory: its files, the newest one, and the adapter that a path means."""
+
+import re
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tinkertools.adapters.peft_files import base_model_of, is_adapter
+from tinkertools.errors import NotYetError, RunError
+from tinkertools.files import publish_directory, write_json
+
+_CONFIG = "config.json"
+_LOG = "training_log.json"
+_FINAL = "final_lora_weights"
+_STATE = "training_state"
+_PLOTS = "plots"
+_CHECKPOINT = "checkpoint_step_"
+_CHECKPOINT_INFO = "checkpoint.json"
+_STATE_INFO = "state.json"
+# Where the embedded engine saves before the run takes it over; never there in a finished run.
+_ENGINE = ".engine"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run."""
+
+    path: Path
+
+    @property
+    def log(self) -> Path:
+        """`training_log.json`."""
+        return self.path / _LOG
+
+    @property
+    def final_weights(self) -> Path:
+        """The finished adapter; written last."""
+        return self.path / _FINAL
+
+    @property
+    def plots(self) -> Path:
+        """The folder of curves."""
+        return self.path / _PLOTS
+
+    @property
+    def state(self) -> Path:
+        """The newest full state."""
+        return self.path / _STATE
+
+    @property
+    def engine_store(self) -> Path:
+        """Where the embedded engine saves before the run takes it over."""
+        return self.path / _ENGINE
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has ended."""
+        return self.final_weights.is_dir()
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        """Create the run: from now on it is found."""
+        write_json(self.path / _CONFIG, values)
+
+    def read_config(self) -> dict[str, Any]:
+        """What `write_config` wrote.
+
+        Raises:
+            RunError: this is no run, or its configuration is damaged.
+        """
+        return _read_json(self.path / _CONFIG)
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Step and folder of each checkpoint, the oldest first."""
+        found = [(int(p.name.removeprefix(_CHECKPOINT)), p) for p in self.path.glob(f"{_CHECKPOINT}[0-9]*")]
+        return sorted(found)
+
+    def take_checkpoint(self, saved: Path, step: int, paths: dict[str, str]) -> None:
+        """Make the saved adapter the checkpoint of a step."""
+        write_json(saved / _CHECKPOINT_INFO, {"step": step, "paths": paths, "next_step": step + 1})
+        publish_directory(saved, self.path / f"{_CHECKPOINT}{step}")
+
+    def take_state(self, saved: Path, step: int, paths: dict[str, str]) -> None:
+        """Make the saved state the one to go on from, after `step`."""
+        write_json(saved / _STATE_INFO, {"step": step, "paths": paths, "next_step": step + 1})
+        publish_directory(saved, self.state)
+
+    def take_final(self, saved: Path, step: int, paths: dict[str, str]) -> None:
+        """Make the saved adapter the run's result."""
+        write_json(saved / _CHECKPOINT_INFO, {"step": step, "paths": paths, "next_step": step + 1})
+        publish_directory(saved, self.final_weights)
+
+    def next_step(self) -> int:
+        """The first step that the newest state has not taken; 1 without a state."""
+        info = self.state / _STATE_INFO
+        return int(_read_json(info)["next_step"]) if info.is_file() else 1
+
+    def remove_leftovers(self) -> None:
+        """Remove what an interrupted process left half-done."""
+        shutil.rmtree(self.engine_store, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """An adapter to use: its folder, the base model it names, and a short name for tables."""
+
+    directory: Path
+    base_model: str | None
+    label: str
+    note: str | None = None
+
+
+def new_run(output_dir: Path, base_model: str, run_name: str | None, now: datetime) -> RunDirectory:
+    """A directory that is not there yet, `lora_BASE_DATE_TIME` unless it is named. Nothing is created.
+
+    Raises:
+        RunError: a run of that name exists.
+    """
+    if run_name is not None:
+        path = output_dir / run_name
+        if path.exists():
+            raise RunError(
+                f"{path} exists", hint=f"choose another --run-name, or go on with it: tt train --resume {path}"
+            )
+        return RunDirectory(path)
+    folder = Path(base_model)
+    base = folder.resolve().name if folder.is_dir() else base_model
+    stem = f"lora_{re.sub(r'[^A-Za-z0-9.-]+', '_', base)}_{now:%Y%m%d_%H%M%S}"
+    path, number = output_dir / stem, 1
+    while path.exists():
+        number += 1
+        path = output_dir / f"{stem}_{number}"
+    return RunDirectory(path)
+
+
+def newest_run(output_dir: Path) -> RunDirectory:
+    """The run that was started last.
+
+    Raises:
+        RunError: there is none.
+    """
+    configs = sorted(output_dir.glob(f"*/{_CONFIG}"), key=lambda path: (path.stat().st_mtime_ns, path))
+    if not configs:
+        raise RunError(f"no run under {output_dir}", hint="tt train makes one; --output-dir says where runs are")
+    return RunDirectory(configs[-1].parent)
+
+
+def find_run(name: str, output_dir: Path) -> RunDirectory:
+    """`latest`, or the path of a run.
+
+    Raises:
+        RunError: there is no such run.
+    """
+    if name == "latest":
+        return newest_run(output_dir)
+    for path in (Path(name), output_dir / name):
+        if (path / _CONFIG).is_file():
+            return RunDirectory(path)
+    raise RunError(f"no run at {name} (no {_CONFIG} there)", hint=f"`ls {output_dir}` shows the runs")
+
+
+def find_weights(path: str | None, output_dir: Path) -> Weights:
+    """The adapter that `path` means: a run, its final weights, a checkpoint, any PEFT folder; None is the newest run.
+
+    Raises:
+        RunError: there is no adapter.
+        NotYetError: it is on a server.
+    """
+    if path is None:
+        return _weights_of_run(newest_run(output_dir))
+    if path.startswith("tinker://"):
+        raise NotYetError(f"{path} is on a Tinker server, which this version cannot sample from")
+    folder = Path(path)
+    if is_adapter(folder):
+        inside_run = (folder.resolve().parent / _CONFIG).is_file()
+        resolved = folder.resolve()
+        label = f"{resolved.parent.name}/{resolved.name}" if inside_run else resolved.name
+        return Weights(folder, base_model_of(folder), label)
+    if (folder / _CONFIG).is_file() and (folder / _LOG).is_file():
+        return _weights_of_run(RunDirectory(folder))
+    raise RunError(
+        f"no adapter at {path}",
+        hint="name a run directory, its final_lora_weights, a checkpoint_step_N, or another folder in PEFT's layout",
+    )
+
+
+def _weights_of_run(run: RunDirectory) -> Weights:
+    if run.finished:
+        return Weights(run.final_weights, base_model_of(run.final_weights), run.path.name)
+    if not (checkpoints := run.checkpoints()):
+        raise RunError(
+            f"{run.path} is not finished and has no checkpoint yet", hint=f"go on with it: tt train --resume {run.path}"
+        )
+    step, directory = checkpoints[-1]
+    note = f"{run.path} is not finished: using its checkpoint of step {step}"
+    return Weights(directory, base_model_of(directory), f"{run.path.name}/{directory.name}", note)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is not readable: {error}", hint="start a new run if it is lost") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is damaged: it must hold a JSON object")
+    return value

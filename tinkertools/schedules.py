@@ -1,0 +1,41 @@
+"""The learning rate: where it starts and how it moves."""
+
+import math
+
+from tinkertools.config import FALLBACK_LEARNING_RATE, Schedule
+
+# Exponents of the vendor's cookbook (`hyperparam_utils.get_lr`): lr = 5e-5 · 10 · (2000 / hidden_size) ** exponent.
+_EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
+
+
+def auto_learning_rate(model_type: str, hidden_size: int) -> tuple[float, str]:
+    """The peak learning rate for LoRA, and where it comes from in words.
+
+    The formula is the one in the Tinker cookbook's `hyperparam_utils.get_lr`: 5e-5 · 10 · (2000 / hidden)^e, with e
+    0.781 for Llama and 0.0775 for Qwen. Other families have no published value.
+
+    Args:
+        model_type: `model_type` of the model's configuration, such as `qwen3`.
+        hidden_size: the width of its residual stream.
+    """
+    for family, exponent in _EXPONENTS.items():
+        if model_type.startswith(family):
+            rate = 5e-5 * 10 * (2000 / hidden_size) ** exponent
+            return rate, f"published formula for {family.title()}, hidden size {hidden_size}"
+    return FALLBACK_LEARNING_RATE, f"no published formula for '{model_type}' models"
+
+
+def learning_rate_at(step: int, total_steps: int, peak: float, schedule: Schedule, warmup_steps: int) -> float:
+    """The learning rate of optimizer step `step`, 1 to `total_steps`.
+
+    Warm-up rises linearly and reaches `peak` at step `warmup_steps`. After it, with p the share of the remaining steps
+    already taken (0 at the first): linear is peak · (1 − p), cosine is peak · (1 + cos πp) / 2.
+    """
+    if step <= warmup_steps:
+        return peak * step / warmup_steps
+    share = (step - 1 - warmup_steps) / max(1, total_steps - warmup_steps)
+    if schedule == "linear":
+        return peak * (1 - share)
+    if schedule == "cosine":
+        return peak * (1 + math.cos(math.pi * share)) / 2
+    return peak

@@ -1,0 +1,74 @@
+"""`tt test`: what an adapter answers, and how likely it finds given answers."""
+
+from typing import Annotated, Any
+
+import typer
+
+from tinkertools import console
+from tinkertools.config import OUTPUT_DIR, AnswerDefaults, ServerSettings
+from tinkertools.engines import choose
+from tinkertools.errors import Interrupted
+from tinkertools.files import check_writable_file, write_json
+from tinkertools.options import (
+    AdapterBase,
+    BaseUrl,
+    EngineOption,
+    MaxTokens,
+    OutputDir,
+    ResultsFile,
+    SamplingSeed,
+    ScoredData,
+    Temperature,
+    TestPrompts,
+)
+
+DEFAULTS = AnswerDefaults()
+
+
+def command(
+    lora_weights: Annotated[
+        str | None,
+        typer.Option(help="A run, its final_lora_weights, a checkpoint, or a PEFT folder. Left out: the newest run."),
+    ] = None,
+    base_model: AdapterBase = None,
+    test_prompts: TestPrompts = None,
+    data: ScoredData = None,
+    max_tokens: MaxTokens = DEFAULTS.max_tokens,
+    temperature: Temperature = DEFAULTS.temperature,
+    seed: SamplingSeed = DEFAULTS.seed,
+    engine: EngineOption = "auto",
+    base_url: BaseUrl = None,
+    output_dir: OutputDir = OUTPUT_DIR,
+    output: ResultsFile = DEFAULTS.test_output,
+) -> None:
+    """Show what a fine-tuned adapter answers."""
+    from tinkertools.answers import Settings, base_of, evaluate
+    from tinkertools.runs.directory import find_weights
+
+    settings = Settings(max_tokens, temperature, seed)
+    check_writable_file(output)
+    weights = find_weights(lora_weights, output_dir)
+    console.say(f"adapter: {weights.directory}")
+    if weights.note:
+        console.warn(weights.note)
+    choice = choose(engine, base_of(base_model, weights), ServerSettings.from_environment(base_url))
+    try:
+        found = evaluate(choice, {"lora": weights.directory}, test_prompts, data, settings, console.progress)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; nothing was written", hint="run the same command again") from None
+    results: dict[str, Any] = {
+        "base_model": choice.base_model,
+        "lora_weights": str(weights.directory),
+        "settings": settings.to_json(),
+        "scores": found.scores,
+        "results": [
+            {"prompt": prompt.messages, "lora_response": answer}
+            for prompt, answer in zip(found.prompts, found.answers["lora"], strict=True)
+        ],
+    }
+    write_json(output, results)
+    questions = [prompt.messages[-1]["content"] for prompt in found.prompts]
+    console.show_answers(questions, {weights.label: found.answers["lora"]}, output)
+    console.show_scores({weights.label: found.scores["lora"]})
+    console.say(f"results: {output}")
+    console.say(f"next: tt compare {weights.directory} --compare-base")

@@ -1,0 +1,467 @@
+"""`tt train`: conversations become a LoRA adapter, on whichever engine."""
+
+import dataclasses
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tinkertools import __version__, console
+from tinkertools.config import (
+    CONFIG_VERSION,
+    OUTPUT_DIR,
+    TRAINING_DATA,
+    Overlength,
+    PrepareDefaults,
+    Schedule,
+    ServerSettings,
+    TrainConfig,
+    parse_learning_rate,
+)
+from tinkertools.engines import Choice, choose, open_service
+from tinkertools.errors import Interrupted, RunError, UsageError
+from tinkertools.options import BaseUrl, EngineOption, OutputDir
+from tinkertools.schedules import auto_learning_rate, learning_rate_at
+from tinkertools.shipped import SAMPLE_TRAINING_DATA, is_starter
+
+if TYPE_CHECKING:
+    from tinkertools.chat.batching import Batches
+    from tinkertools.chat.datums import Fitted
+    from tinkertools.chat.records import Conversation
+    from tinkertools.chat.rendering import ChatTemplateRenderer
+    from tinkertools.local import ServiceClient
+    from tinkertools.local.training import TrainingClient
+    from tinkertools.runs.directory import RunDirectory
+    from tinkertools.runs.log import TrainingLog
+
+DEFAULTS = TrainConfig()
+
+# Steps that are submitted before the first of them is waited for.
+STEPS_IN_FLIGHT = 2
+
+
+def command(
+    context: typer.Context,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Conversations: a file, a folder or a Hub name. Left out: {TRAINING_DATA}, else on the starter model "
+            "the sample conversations."
+        ),
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="A folder in Hugging Face's layout, or a name. Left out: the starter model.")
+    ] = None,
+    engine: EngineOption = DEFAULTS.engine,
+    base_url: BaseUrl = None,
+    batch: Annotated[int, typer.Option(help="Conversations a step.")] = DEFAULTS.batch,
+    max_steps: Annotated[int, typer.Option(help="Steps in all; 0 means --epochs whole epochs.")] = DEFAULTS.max_steps,
+    epochs: Annotated[int, typer.Option(help="How often each conversation is seen.")] = DEFAULTS.epochs,
+    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = DEFAULTS.rank,
+    learning_rate: Annotated[
+        str, typer.Option(help="The peak: a number, or auto for the published formula of the model's family.")
+    ] = str(DEFAULTS.learning_rate),
+    lr_schedule: Annotated[Schedule, typer.Option(help="How it falls to zero, or not.")] = DEFAULTS.lr_schedule,
+    warmup_steps: Annotated[int, typer.Option(help="Steps until the peak.")] = DEFAULTS.warmup_steps,
+    save_every: Annotated[
+        int, typer.Option(help="Steps between checkpoints; 0 saves the final weights only.")
+    ] = DEFAULTS.save_every,
+    max_length: Annotated[int, typer.Option(help="Most tokens a conversation; 0 is the model's limit.")] = (
+        DEFAULTS.max_length
+    ),
+    overlength: Annotated[Overlength, typer.Option(help="What becomes of longer ones.")] = DEFAULTS.overlength,
+    seed: Annotated[int, typer.Option(help="Seed of the adapter and of the order of the data.")] = DEFAULTS.seed,
+    output_dir: OutputDir = OUTPUT_DIR,
+    run_name: Annotated[str | None, typer.Option(help="Name of the run's directory.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with a run (its path, or latest) with the options it was started with.")
+    ] = None,
+) -> None:
+    """Train a LoRA adapter on conversations. Without options: the starter model on the sample conversations."""
+    try:
+        if resume is not None:
+            refuse_beside_resume(context)
+            plan = plan_resumed(resume, output_dir)
+        else:
+            choice = choose(engine, base_model, ServerSettings.from_environment(base_url))
+            config = TrainConfig(
+                base_model=choice.base_model, data=data or default_data(choice), engine=choice.engine, batch=batch,
+                max_steps=max_steps, epochs=epochs, rank=rank, learning_rate=parse_learning_rate(learning_rate),
+                lr_schedule=lr_schedule, warmup_steps=warmup_steps, save_every=save_every, max_length=max_length,
+                overlength=overlength, seed=seed,
+            )  # fmt: skip
+            plan = plan_new(config, choice, output_dir, run_name)
+        train(plan)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped before the first step; nothing was written", hint="run the same command again"
+        ) from (None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be trained and where it goes; `metadata` is that of a run that goes on."""
+
+    config: TrainConfig
+    choice: Choice
+    run: "RunDirectory"
+    metadata: dict[str, Any] | None = None
+
+
+def default_data(choice: Choice) -> str:
+    """The data when none is named.
+
+    Raises:
+        UsageError: there is no prepared file, and the base model is not the starter model.
+    """
+    if TRAINING_DATA.exists():
+        return str(TRAINING_DATA)
+    if is_starter(choice.base_model):
+        return str(SAMPLE_TRAINING_DATA)
+    raise UsageError(
+        f"no --data, and no {TRAINING_DATA} here",
+        hint="tt prepare --dataset FILE writes it, or name a file: tt train --data FILE",
+    )
+
+
+def plan_new(config: TrainConfig, choice: Choice, output_dir: Path, run_name: str | None) -> Plan:
+    """A new run; nothing is created yet."""
+    from tinkertools.runs.directory import new_run
+
+    return Plan(config, choice, new_run(output_dir, config.base_model, run_name, datetime.now().astimezone()))
+
+
+def plan_resumed(name: str, output_dir: Path) -> Plan:
+    """An unfinished run, with the configuration it was started with.
+
+    Raises:
+        RunError: it is not there, it is finished, or another version wrote it.
+    """
+    from tinkertools.runs.directory import find_run
+
+    run = find_run(name, output_dir)
+    metadata = run.read_config()
+    if metadata.get("version") != CONFIG_VERSION:
+        raise RunError(
+            f"{run.path} was written in format {metadata.get('version')}; this version reads {CONFIG_VERSION}",
+            hint=f"go on with it in tinkertools {metadata.get('tinkertools')}",
+        )
+    if run.finished:
+        raise RunError(
+            f"{run.path} is finished: there is nothing to go on with",
+            hint=f"tt compare {run.path} shows what it changed",
+        )
+    config = TrainConfig.from_json(metadata["config"], run.path / "config.json")
+    return Plan(config, Choice("local", config.base_model, f"as {run.path} was started"), run, metadata)
+
+
+def refuse_beside_resume(context: typer.Context) -> None:
+    """A resumed run keeps its options.
+
+    Raises:
+        UsageError: an option is given that would be ignored.
+    """
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in ("resume", "output_dir") and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+    ]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} beside --resume: a resumed run keeps the options it was started with",
+            hint="leave them out, or start a new run",
+        )
+
+
+def train(plan: Plan) -> None:
+    """Everything from data to summary, in order."""
+    from tinkertools.chat.batching import Batches
+    from tinkertools.chat.datums import fit
+    from tinkertools.chat.records import read_all
+    from tinkertools.chat.rendering import load_renderer, render_all
+    from tinkertools.chat.sources import find_source
+    from tinkertools.runs.log import TrainingLog
+    from tinkertools.runs.plots import write_plots
+
+    config, run = plan.config, plan.run
+    console.say(f"base model: {config.base_model} ({plan.choice.reason})")
+    conversations, row_format = read_all(find_source(config.data), PrepareDefaults.errors_shown)
+    console.say(f"data: {config.data}: {len(conversations):,} conversations ({row_format.description})")
+    fingerprint = data_fingerprint(conversations)
+    refuse_changed_data(plan, fingerprint)
+    with open_service(plan.choice, run.engine_store) as service:
+        renderer = load_renderer(config.base_model)
+        examples = render_all(renderer, conversations, PrepareDefaults.errors_shown)
+        limit = service.max_length(config.base_model)
+        fitted = fit(examples, min(config.max_length or limit, limit), config.overlength)
+        show_data(fitted)
+        batches = Batches(len(fitted.examples), config.batch, config.seed)
+        config = resolve(config, service)
+        total_steps = config.max_steps or config.epochs * batches.steps_per_epoch
+        first_step = run.next_step()
+        if plan.metadata is None or first_step == 1:
+            client = service.create_lora_training_client(
+                config.base_model, config.rank, config.seed, config.train_mlp, config.train_attn, config.train_unembed
+            )
+        else:
+            client = service.create_training_client_from_state_with_optimizer(str(run.state))
+            console.say(f"going on with step {first_step} of {total_steps}")
+        if plan.metadata is None:
+            run.write_config(run_metadata(config, fingerprint, len(conversations), renderer))
+        with TrainingLog.reopen(run.log, first_step) as log, stop_on_interrupt() as stop:
+            loop = Loop(client, service, fitted, batches, config, run, log)
+            interrupted = loop.run(first_step, total_steps, stop)
+        if interrupted:
+            run.remove_leftovers()
+            raise Interrupted(
+                f"stopped after step {interrupted} of {total_steps}; the state is saved",
+                hint=f"go on with it: tt train --resume {run.path}",
+            )
+        loop.finish(total_steps)
+    write_plots(run.plots, log.steps)
+    show_summary(run, log)
+
+
+def data_fingerprint(conversations: "list[Conversation]") -> str:
+    """A hash of what is trained on, whatever file it came from."""
+    import hashlib
+
+    import orjson
+
+    digest = hashlib.blake2b(digest_size=16)
+    for conversation in conversations:
+        digest.update(orjson.dumps(conversation, option=orjson.OPT_SORT_KEYS))
+    return digest.hexdigest()
+
+
+def refuse_changed_data(plan: Plan, fingerprint: str) -> None:
+    """A run goes on only with the data it began with.
+
+    Raises:
+        RunError: the data are different now.
+    """
+    if plan.metadata is not None and plan.metadata["data"]["fingerprint"] != fingerprint:
+        raise RunError(
+            f"the data in {plan.config.data} have changed since {plan.run.path} was started",
+            hint="put the old data back, or start a new run",
+        )
+
+
+def show_data(fitted: "Fitted") -> None:
+    """What will be trained on, and what was done to make it fit."""
+    share = fitted.trained_tokens / fitted.tokens
+    console.say(
+        f"examples: {len(fitted.examples):,} with {fitted.tokens:,} tokens, "
+        f"{fitted.trained_tokens:,} of them trained ({share:.1%})"
+    )
+    left = {"cut": fitted.cut, "dropped as too long": fitted.dropped, "without a trained token": fitted.untrained}
+    if any(left.values()):
+        console.warn("; ".join(f"{count:,} {what}" for what, count in left.items() if count))
+
+
+def resolve(config: TrainConfig, service: "ServiceClient") -> TrainConfig:
+    """The configuration with `auto` replaced by the number in effect."""
+    rate = config.learning_rate
+    if rate == "auto":
+        rate, why = auto_learning_rate(*service.family(config.base_model))
+        console.say(f"learning rate: {rate:.3g} ({why})")
+    return dataclasses.replace(config, learning_rate=rate)
+
+
+def run_metadata(
+    config: TrainConfig, fingerprint: str, conversations: int, renderer: "ChatTemplateRenderer"
+) -> dict[str, Any]:
+    """`config.json`: everything needed to repeat the run."""
+    from importlib.metadata import version
+
+    packages = ("tinker", "torch", "transformers", "peft", "tokenizers")
+    return {
+        "version": CONFIG_VERSION,
+        "tinkertools": __version__,
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "config": config.to_json(),
+        "data": {"fingerprint": fingerprint, "conversations": conversations},
+        "renderer": renderer.name,
+        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
+    }
+
+
+@dataclass
+class Submitted:
+    """A step on its way: what was sent, and the futures of what comes back."""
+
+    step: int
+    indices: tuple[int, ...]
+    learning_rate: float
+    forward_backward: Any
+    optim_step: Any
+    weights: Any = None
+    state: Any = None
+
+
+@dataclass
+class Loop:
+    """The training loop, on any `TrainingClient`."""
+
+    client: "TrainingClient"
+    service: "ServiceClient"
+    data: "Fitted"
+    batches: "Batches"
+    config: TrainConfig
+    run_directory: "RunDirectory"
+    log: "TrainingLog"
+
+    def run(self, first_step: int, total_steps: int, stop: "StopRequest") -> int:
+        """Train steps `first_step` to `total_steps`; return 0, or the last step before a stop was asked for."""
+        pending: deque[Submitted] = deque()
+        self._finished_at = time.perf_counter()
+        with console.progress("train", total_steps, "steps") as self._report:
+            for step in range(first_step, total_steps + 1):
+                save = bool(self.config.save_every) and step % self.config.save_every == 0 and step < total_steps
+                pending.append(self._submit(step, total_steps, save=save or stop.requested))
+                if len(pending) >= STEPS_IN_FLIGHT:
+                    self._complete(pending.popleft())
+                if stop.requested and step < total_steps:
+                    if pending and pending[-1].state is None:
+                        pending[-1].state = self.client.save_state(checkpoint_name(step))
+                    while pending:
+                        self._complete(pending.popleft())
+                    return step
+            while pending:
+                self._complete(pending.popleft())
+        return 0
+
+    def _submit(self, step: int, total_steps: int, *, save: bool) -> Submitted:
+        """Send a step, and the saving that follows it, without waiting for either."""
+        from tinker import types
+
+        from tinkertools.chat.datums import to_datums
+
+        config = self.config
+        assert config.learning_rate != "auto"
+        rate = learning_rate_at(step, total_steps, config.learning_rate, config.lr_schedule, config.warmup_steps)
+        indices = self.batches.at(step)
+        datums = to_datums([self.data.examples[i] for i in indices])
+        sent = Submitted(
+            step,
+            indices,
+            rate,
+            self.client.forward_backward(datums, "cross_entropy"),
+            self.client.optim_step(types.AdamParams(learning_rate=rate)),
+        )
+        if save:
+            sent.weights = self.client.save_weights_for_sampler(checkpoint_name(step))
+            sent.state = self.client.save_state(checkpoint_name(step))
+        return sent
+
+    def _complete(self, sent: Submitted) -> None:
+        """Wait for a step, log it, and take over what it saved."""
+        output = sent.forward_backward.result()
+        metrics = sent.optim_step.result().metrics or {}
+        examples = [self.data.examples[i] for i in sent.indices]
+        nll = weight = 0.0
+        for example, found in zip(examples, output.loss_fn_outputs, strict=True):
+            logprobs = found["logprobs"].to_torch().double().numpy()
+            nll -= float((logprobs * example.weights[1:]).sum())
+            weight += float(example.weights[1:].sum())
+        now = time.perf_counter()
+        seconds, self._finished_at = now - self._finished_at, now
+        tokens = sum(len(example.tokens) for example in examples)
+        entry = {
+            "step": sent.step,
+            "epoch": self.batches.epoch_of(sent.step),
+            "loss": nll / weight,
+            "learning_rate": sent.learning_rate,
+            "trained_tokens": sum(example.trained_tokens for example in examples),
+            "tokens": tokens,
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(tokens / seconds, 1),
+        }
+        if "grad_norm" in metrics:
+            entry["grad_norm"] = metrics["grad_norm"]
+        self.log.add_step(entry)
+        self._report(sent.step, f"loss {entry['loss']:.4f}, {entry['tokens_per_second']:,.0f} tokens/s")
+        if sent.weights is not None:
+            path = sent.weights.result().path
+            self.run_directory.take_checkpoint(self.service.checkpoint_directory(path), sent.step, {"sampler": path})
+        if sent.state is not None:
+            path = sent.state.result().path
+            self.log.write()
+            self.run_directory.take_state(self.service.checkpoint_directory(path), sent.step, {"state": path})
+
+    def finish(self, total_steps: int) -> None:
+        """Save the last state and then the final weights, whose presence says that the run is finished."""
+        state = self.client.save_state("final")
+        weights = self.client.save_weights_for_sampler("final")
+        directory = self.service.checkpoint_directory(state.result().path)
+        self.run_directory.take_state(directory, total_steps, {"state": state.result().path})
+        path = weights.result().path
+        self.run_directory.take_final(self.service.checkpoint_directory(path), total_steps, {"sampler": path})
+        self.run_directory.remove_leftovers()
+
+
+def checkpoint_name(step: int) -> str:
+    """The name a checkpoint has on the engine."""
+    return f"step_{step:04d}"
+
+
+class StopRequest:
+    """Whether Ctrl-C was pressed. The first press lets the steps in flight finish; a second leaves at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self, *_: object) -> None:
+        """Take the signal."""
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        console.say("\nstopping: finishing the steps in flight and saving the state (Ctrl-C again leaves at once)")
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[StopRequest]:
+    """Ctrl-C asks for a stop instead of breaking off, while the block runs."""
+    request = StopRequest()
+    previous = signal.signal(signal.SIGINT, request)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def show_summary(run: "RunDirectory", log: "TrainingLog") -> None:
+    """Where the run is, what it did, and what to type next."""
+    steps = log.steps
+    seconds = sum(entry["seconds"] for entry in steps)
+    tokens = sum(entry["tokens"] for entry in steps)
+    trained = sum(entry["trained_tokens"] for entry in steps)
+    console.say()
+    console.say(f"run             {run.path}")
+    console.say(f"loss            {steps[0]['loss']:.4f} at the start, {steps[-1]['loss']:.4f} at the end")
+    console.say(f"trained tokens  {trained:,} of {tokens:,} in {len(steps):,} steps, {console.seconds(seconds)}")
+    console.say(f"speed           {tokens / seconds:,.0f} tokens/s")
+    console.say(f"peak memory     {peak_memory_megabytes():,.0f} MB")
+    console.say(f"next            tt compare {run.path} --compare-base")
+    console.data(str(run.path))
+
+
+def peak_memory_megabytes() -> float:
+    """The most memory used so far: the GPU's where one is used, this process's resident set elsewhere."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    import resource
+
+    # Linux counts in kilobytes, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
