@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -93,4 +94,8 @@ def main() -> None:
         return
     # `--debug` is understood wherever it stands: who needs it has just seen a command fail, and adds it at its end.
     debug = "--debug" in arguments
+    if not debug:
+        # Libraries telling each other what they will rename is nothing a user can act on.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
     build(debug=debug)(args=[a for a in arguments if a != "--debug"], prog_name="tt")

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -63,19 +63,36 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         FileError: the file system refused.
     """
-    check_writable_file(path)
-    part = beside(path)
-    with explain_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb", buffering=1 << 20) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+    with whole_files(path) as (file,):
+        yield file
+
+
+@contextmanager
+def whole_files(first: Path, *more: Path) -> Iterator[list[BinaryIO]]:
+    """Files that appear together when the block ends well: all are flushed to disk before the first gets its name.
+
+    `first` gets its name last, so where it stands the others do; it is the one that errors name.
+
+    Raises:
+        FileError: the file system refused.
+    """
+    paths = (*more, first)
+    for path in paths:
+        check_writable_file(path)
+    with explain_os_errors(first), ExitStack() as cleanup:
+        files: list[BinaryIO] = []
+        for path in (first, *more):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cleanup.callback(beside(path).unlink, missing_ok=True)
+            files.append(cleanup.enter_context(beside(path).open("wb", buffering=1 << 20)))
+        yield files
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        for path in paths:
+            beside(path).replace(path)
             sync_directory(path.parent)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

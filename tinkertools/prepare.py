@@ -6,7 +6,7 @@ import random
 import time
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -136,7 +136,7 @@ def prepare(options: PrepareOptions) -> Counts:
     """
     from tinkertools.chat.records import Reader
     from tinkertools.chat.sources import find_source
-    from tinkertools.files import check_writable_file, whole_file
+    from tinkertools.files import check_writable_file, whole_files
 
     check_writable_file(options.output)
     source = find_source(options.dataset, split=options.split, config_name=options.config_name)
@@ -145,11 +145,10 @@ def prepare(options: PrepareOptions) -> Counts:
     reader = Reader(source, options.format, options.prompt_column, options.completion_column)
     staged = options.shuffle or options.val_fraction > 0
     counts = Counts()
-    # The files of one preparation are published in this order when the block ends, the training data last.
-    with ExitStack() as files:
-        output = files.enter_context(whole_file(options.output))
-        held_out = files.enter_context(whole_file(options.validation_output)) if options.val_fraction else None
-        rejects = files.enter_context(whole_file(options.rejects)) if options.skip_bad else None
+    more = [options.validation_output] * (options.val_fraction > 0) + [options.rejects] * options.skip_bad
+    with whole_files(options.output, *more) as (output, *others):
+        rejects = others.pop() if options.skip_bad else None
+        held_out = others.pop() if others else None
         if staged:
             with scratch_beside(options.output) as scratch:
                 index = Index()
@@ -186,10 +185,10 @@ def _digest(line: bytes) -> int:
 
 @contextmanager
 def scratch_beside(output: Path) -> Iterator[BinaryIO]:
-    """A file beside `output` to write and then read at any place; gone when the block ends."""
+    """A file beside `output` to write and then read by its name at any place; gone when the block ends."""
     path = output.with_name(f".{output.name}.staged-{os.getpid()}")
     try:
-        with path.open("w+b", buffering=1 << 20) as file:
+        with path.open("wb", buffering=1 << 20) as file:
             yield file
     finally:
         path.unlink(missing_ok=True)
@@ -215,14 +214,14 @@ def convert(
             if isinstance(item, Refused):
                 counts.refused += 1
                 if rejects is not None:
-                    rejects.write(dumps(_reject(item), default=str, option=newline))
+                    rejects.write(_reject(item))
                 elif len(shown) < DEFAULTS.errors_shown:
                     shown.append(item)
                 continue
             if shown:
                 continue  # there will be no output: only the counting of bad rows goes on
             messages = [system, *item] if system and item[0]["role"] != "system" else item
-            line = dumps({"messages": messages}, option=newline)
+            line = dumps({"messages": messages}, default=str, option=newline)
             if options.dedupe:
                 digest = _digest(line)
                 if digest in seen:
@@ -244,16 +243,23 @@ def convert(
         raise explain_refusals(shown, counts.refused, "mend them, or add --skip-bad to leave bad rows out")
 
 
-def _reject(refused: "Refused") -> dict[str, object]:
+def _reject(refused: "Refused") -> bytes:
+    """The line of a refused row: its place, the field, the reason, and the row itself."""
+    import orjson
+
     from tinkertools.chat.sources import Malformed
 
     value = refused.row.value
-    return {
+    reject = {
         "place": f"{refused.row.file}:{refused.row.line}",
         "field": refused.field_name,
         "reason": refused.reason,
         "row": value.text if isinstance(value, Malformed) else value,
     }
+    try:
+        return orjson.dumps(reject, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    except orjson.JSONEncodeError as error:  # such as nested too deep
+        return orjson.dumps(reject | {"row": f"not shown: {error}"}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def distribute(
@@ -269,14 +275,16 @@ def distribute(
         order = order[: options.max_examples]
     chosen = validation_digests([index.digests[i] for i in order], options.val_fraction, options.seed)
     scratch.flush()
-    for i in order:
-        scratch.seek(index.offsets[i])
-        line = scratch.read(index.offsets[i + 1] - index.offsets[i])
-        if held_out is not None and index.digests[i] in chosen:
-            held_out.write(line)
-            counts.held_out += 1
-        else:
-            output.write(line)
+    # Unbuffered: a buffer would be filled anew for every line that is somewhere else.
+    with Path(scratch.name).open("rb", buffering=0) as lines:
+        for i in order:
+            lines.seek(index.offsets[i])
+            line = lines.read(index.offsets[i + 1] - index.offsets[i])
+            if held_out is not None and index.digests[i] in chosen:
+                held_out.write(line)
+                counts.held_out += 1
+            else:
+                output.write(line)
     counts.kept = len(order)
 
 
@@ -295,7 +303,7 @@ def validation_digests(digests: list[int], fraction: float, seed: int) -> set[in
         raise DataError(
             "--val-fraction needs at least two different conversations", hint="give more data, or leave the option out"
         )
-    salt = seed.to_bytes(8, "little", signed=True)
+    salt = str(seed).encode()
     ranked = sorted(rows_of, key=lambda digest: hashlib.blake2b(digest.to_bytes(8, "little") + salt).digest())
     wanted = max(1, round(fraction * len(digests)))
     chosen: set[int] = set()

@@ -1,5 +1,6 @@
 """Rows become conversations: the formats that are understood, and what makes a conversation valid."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -93,10 +94,10 @@ def validate(messages: Any) -> Conversation:
     return messages
 
 
-def _role_error(where: str, message: Message) -> RowError:
-    if "role" not in message:
+def _role_error(where: str, message: Message, key: str = "role") -> RowError:
+    if key not in message:
         return RowError(where, f"is missing; the message has {_columns(message)}")
-    role = message["role"]
+    role = message[key]
     if not isinstance(role, str):
         return RowError(where, f"must be text, but is {_kind(role)}")
     if role in _ROLES_TO_COME:
@@ -111,8 +112,11 @@ def _content_error(where: str, message: Message) -> RowError:
 
 
 def _kind(value: Any) -> str:
-    names = {type(None): "null", dict: "an object", list: "a list", str: "text", bool: "true or false"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    names = {
+        type(None): "null", dict: "an object", list: "a list", str: "text", bool: "true or false",
+        int: "a number", float: "a number",
+    }  # fmt: skip
+    return names.get(type(value), f"of type {type(value).__name__}")
 
 
 def _columns(row: dict[str, Any]) -> str:
@@ -132,21 +136,30 @@ def _from_sharegpt(row: dict[str, Any]) -> Conversation:
     if type(turns) is not list:
         reason = f"must be a list of turns, but is {_kind(turns)}" if "conversations" in row else "is missing"
         raise RowError("conversations", reason)
-    messages: Conversation = []
-    if isinstance(row.get("system"), str) and row["system"]:
-        messages.append({"role": "system", "content": row["system"]})
+    opening = _system_column(row)
+    messages = [*opening]
     for i, turn in enumerate(turns):
         if type(turn) is not dict:
             raise RowError(f"conversations[{i}]", f"must be an object with from and value, but is {_kind(turn)}")
         speaker = turn.get("from")
         role = _SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None:
-            error = _role_error(f"conversations[{i}].from", {"role": speaker})
-            raise RowError(error.field_name, error.reason)
+            raise _role_error(f"conversations[{i}].from", turn, "from")
         if "value" not in turn:
-            raise RowError(f"conversations[{i}].value", f"is missing; the turn has {_columns(turn)}")
+            raise RowError(f"conversations[{i}].value", f"is missing; the message has {_columns(turn)}")
         messages.append({"role": role, "content": turn["value"]})
-    return _validate_as("conversations", messages)
+    try:
+        return validate(messages)
+    except RowError as error:
+        raise RowError(_turn_field(error.field_name, len(opening)), error.reason) from None
+
+
+def _turn_field(field_name: str, before: int) -> str:
+    """The name in a ShareGPT row of a field of the messages made from it, `before` of which are no turns."""
+    found = re.fullmatch(r"messages\[(\d+)\]\.(role|content)", field_name)
+    if not found:
+        return "conversations"
+    return f"conversations[{int(found[1]) - before}].{'from' if found[2] == 'role' else 'value'}"
 
 
 def _from_alpaca(row: dict[str, Any]) -> Conversation:
@@ -158,12 +171,19 @@ def _from_alpaca(row: dict[str, Any]) -> Conversation:
             raise RowError(name, f"must be text, but is {_kind(value)}")
     if extra is not None and not isinstance(extra, str):
         raise RowError("input", f"must be text, but is {_kind(extra)}")
-    messages: Conversation = []
-    if isinstance(row.get("system"), str) and row["system"]:
-        messages.append({"role": "system", "content": row["system"]})
-    ask = f"{instruction}\n\n{extra}" if extra else instruction
-    messages += [{"role": "user", "content": ask}, {"role": "assistant", "content": output}]
-    return _validate_as("instruction/output", messages)
+    ask = "\n\n".join(part for part in (instruction, extra) if part)
+    messages = [*_system_column(row), {"role": "user", "content": ask}, {"role": "assistant", "content": output}]
+    if not ask or ask.isspace():
+        raise RowError("instruction", "is empty")
+    if not output or output.isspace():
+        raise RowError("output", "is empty")
+    return messages
+
+
+def _system_column(row: dict[str, Any]) -> Conversation:
+    """The system message that stands in a column of its own, where there is one."""
+    system = row.get("system")
+    return [{"role": "system", "content": system}] if isinstance(system, str) and system else []
 
 
 def _from_pair(prompt_column: str, completion_column: str) -> Callable[[dict[str, Any]], Conversation]:

@@ -21,6 +21,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _BUFFER = 1 << 20
+_CHUNK = 1 << 16
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -134,32 +135,29 @@ def _file_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
 
 def _json_rows(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
     """JSON Lines, a JSON array, or JSON values one after the other: told apart by the first line."""
-    first = b""
-    start = 1
-    for line in iter(file.readline, b""):
-        first = line.removeprefix(_BOM) if start == 1 else line
-        if first.strip():
-            break
-        start += 1
-    else:
+    # An array may stand on a single line: what tells the kind must not be the whole of it.
+    first, start = file.readline(_CHUNK).removeprefix(_BOM), 1
+    while first and not first.strip():
+        start += first.count(b"\n")
+        first = file.readline(_CHUNK)
+    if first.lstrip().startswith(b"["):
+        yield from _streamed_json(file, first, start)
         return
+    if first and not first.endswith(b"\n"):
+        first += file.readline()
     head = first.strip()
-    if head.startswith(b"[") or (head.startswith(b"{") and not _is_json(head)):
-        # An array, or an object spread over lines. A JSON Lines file whose first line is broken looks the same
-        # until its second line, which then is an object of its own.
+    if head.startswith(b"{") and not head.endswith(b"}") and not _is_json(head):
+        # An object spread over lines, or JSON Lines with a broken first line: then the second is an object of its own.
         second = file.readline()
-        if not (head.startswith(b"{") and _is_json(second.strip())):
+        if not _is_json(second.strip()):
             yield from _streamed_json(file, first + second, start)
             return
         yield start, _parse_line(first)
-        yield start + 1, _parse_line(second)
-        start += 1
-    else:
+        first, start = second, start + 1
+    if first:
         yield start, _parse_line(first)
     loads = orjson.loads
-    number = start
-    for line in file:
-        number += 1
+    for number, line in enumerate(file, start + 1):
         try:
             yield number, loads(line)
         except orjson.JSONDecodeError:
@@ -189,83 +187,121 @@ def _parse_line(line: bytes) -> Any:
 
 def _streamed_json(file: IO[bytes], head: bytes, line: int) -> Iterator[tuple[int, Any]]:
     """The elements of an array (or values one after the other), decoded as they come, with the line each begins on."""
-    decode = codecs.getincrementaldecoder("utf-8")().decode
+    # Bytes that are no UTF-8 become surrogates, which `_parse_element` then refuses where they stand.
+    decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     scan = json.JSONDecoder().raw_decode
-    buffer, ended, size = "", False, 1 << 16
-    pending: bytes | None = head
-    in_array = False
+    buffer, chunk, size = "", head, _CHUNK
+    before = ""  # what stands before the position: nothing, a "value" outside an array, or, of an array, "[", "," or "]"
     while True:
-        try:
-            chunk = pending if pending is not None else file.read(size)
-            pending = None
-            ended = not chunk
-            buffer += decode(chunk, final=ended)
-        except UnicodeDecodeError as error:
-            yield line + buffer.count("\n"), Malformed(f"invalid UTF-8 at or after this line: {error.reason}", "")
-            return
+        ended = not chunk
+        buffer += decode(chunk, final=ended)
         position = 0
         while True:
-            begin = _skip_separators(buffer, position)
+            begin = _skip_space(buffer, position)
             line += buffer.count("\n", position, begin)
             position = begin
             if position == len(buffer):
                 break
-            if buffer[position] == "[" and not in_array:
-                in_array = True
+            mark = buffer[position]
+            if (before, mark) in _ARRAY_MARKS:
+                before = _ARRAY_MARKS[before, mark]
                 position += 1
                 continue
-            if buffer[position] == "]" and in_array:
+            if before in ("element", "]"):
+                reason = "a comma is missing" if before == "element" else "there is more after the end of the array"
+                yield line, _unreadable(reason, buffer, position)
                 return
             try:
-                value, end = scan(buffer, position)
-            except json.JSONDecodeError as error:
-                if not ended:
+                _, end = scan(buffer, position)
+            except (ValueError, RecursionError) as error:
+                if not ended and _may_be_cut_off(error, buffer):
                     break
-                where = line + buffer.count("\n", position, error.pos)
-                yield where, Malformed(f"invalid JSON: {error.msg}", buffer[position : position + 200])
+                where, reason = line, str(error)
+                if isinstance(error, json.JSONDecodeError):
+                    where, reason = line + buffer.count("\n", position, error.pos), error.msg
+                yield where, _unreadable(reason, buffer, position)
                 return
-            if end == len(buffer) and not ended:
+            if len(buffer) - end < _LONGEST_WORD and not ended:
                 break  # a number at the very end may go on in the next chunk
-            yield line, value
+            yield line, _parse_element(buffer[position:end])
+            before = "element" if before in ("[", ",") else "value"
             line += buffer.count("\n", position, end)
             position = end
         buffer = buffer[position:]
-        # An element larger than a chunk is scanned again with each one: growing chunks keep that linear.
-        size = max(1 << 16, 2 * len(buffer))
         if ended:
-            if in_array:
-                yield line, Malformed("invalid JSON: the array is not closed; the file may be cut off", buffer[:200])
+            if before in ("[", ",", "element"):
+                yield line, _unreadable("the array is not closed", buffer, 0)
             return
+        # An element larger than a chunk is scanned again with each one: growing chunks keep that linear.
+        size = max(_CHUNK, 2 * len(buffer))
+        chunk = file.read(size)
 
 
-def _skip_separators(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\r\n,":
+# What may stand between the elements of an array: what is before, the character, and what is before then.
+# Between values that are in no array, commas are let pass.
+_ARRAY_MARKS = {
+    ("", "["): "[", ("element", ","): ",", ("[", "]"): "]", ("element", "]"): "]", ("value", ","): "value",
+}  # fmt: skip
+# Longer than any JSON word, escape or number's tail that the end of a chunk may cut.
+_LONGEST_WORD = 32
+
+
+def _may_be_cut_off(error: Exception, buffer: str) -> bool:
+    """Whether `error` may be due to the end of the buffer only."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated string") or error.pos > len(buffer) - _LONGEST_WORD
+
+
+def _unreadable(reason: str, buffer: str, position: int) -> Malformed:
+    text = buffer[position : position + 200].encode(errors="replace").decode()
+    return Malformed(f"invalid JSON: {reason}; the rest of the file is not read", text)
+
+
+def _parse_element(text: str) -> Any:
+    """An element by the same rules as a line of JSON Lines."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        return _parse_line(text.encode(errors="surrogateescape")) if _is_text(text) else Malformed(
+            f"invalid JSON: {error.msg}", text
+        )
+
+
+def _skip_space(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n":
         position += 1
     return position
 
 
 def _csv_rows(file: IO[bytes], delimiter: str) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(sys.maxsize)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    reader = csv.DictReader(text, delimiter=delimiter)
-    line = 1
+    # Bytes that are no UTF-8 become surrogates, so that the row they stand in can be named.
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    columns: list[str] | None = None
     while True:
+        line = reader.line_num + 1
         try:
-            line = reader.line_num + 1
-            row = next(reader)
+            cells = next(reader)
         except StopIteration:
-            return
-        except UnicodeDecodeError as error:
-            # Where in its buffer the decoder was is not a place in the file; the line before is.
-            yield line, Malformed(f"invalid UTF-8 at or after this line: {error.reason}", "")
             return
         except csv.Error as error:
             yield line, Malformed(f"invalid CSV: {error}", "")
-            return
-        if None in row:
-            yield line, Malformed("more fields than the header has columns", ",".join(map(str, row[None])))
+            continue
+        if not cells:
+            continue
+        try:
+            "".join(cells).encode()
+        except UnicodeEncodeError:
+            yield line, Malformed("invalid UTF-8", ...)
+            continue
+        if columns is None:
+            columns = cells
+        elif len(cells) > len(columns):
+            yield line, Malformed("more fields than the header has columns", delimiter.join(cells))
         else:
-            yield line, {column: cell for column, cell in row.items() if cell is not None}
+            yield line, dict(zip(columns, cells, strict=False))
 
 
 def _parquet_rows(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:

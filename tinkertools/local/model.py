@@ -35,6 +35,7 @@ class BaseModel:
         self._model = _load(name, torch.bfloat16 if self.device.type == "cuda" else torch.float32, self.device)
         self._peft: PeftModel | None = None
         self._adapters = 0
+        self._layers = _trainable_layers(self._model)
         self._check_output_layer()
         self.worker = Worker(Path(name).name)
 
@@ -75,7 +76,13 @@ class BaseModel:
         """
         from peft import LoraConfig
 
-        targets = self._targets(attn=attn, mlp=mlp, unembed=unembed)
+        switches = {"attn": attn, "mlp": mlp, "unembed": unembed}
+        targets = sorted({name for part, on in switches.items() if on for name in self._layers[part]})
+        if not targets:
+            raise EngineError(
+                f"{self.name}: found no layers to train in a {type(self._model).__name__}",
+                hint="the embedded engine trains models with linear attention and MLP projections",
+            )
         config = LoraConfig(
             r=rank,
             lora_alpha=LORA_ALPHA,
@@ -192,24 +199,6 @@ class BaseModel:
                 hint="use the base model that the adapter was trained on",
             )
 
-    def _targets(self, *, attn: bool, mlp: bool, unembed: bool) -> list[str]:
-        output = self._model.get_output_embeddings()
-        wanted: set[str] = set()
-        for name, module in self._model.named_modules():
-            path = name.split(".")
-            if module is output:
-                wanted |= {path[-1]} if unembed else set()
-            elif isinstance(module, torch.nn.Linear) and (
-                (attn and any(part in path for part in _ATTENTION)) or (mlp and any(part in path for part in _MLP))
-            ):
-                wanted.add(path[-1])
-        if not wanted:
-            raise EngineError(
-                f"{self.name}: found no layers to train in a {type(self._model).__name__}",
-                hint="the embedded engine trains models with linear attention and MLP projections",
-            )
-        return sorted(wanted)
-
     def _check_output_layer(self) -> None:
         """Some families scale or cap their logits after the output layer; computing without that would be wrong."""
         ids = torch.arange(min(8, self.vocabulary), device=self.device)[None]
@@ -222,6 +211,22 @@ class BaseModel:
                 "embedded engine does not do",
                 hint="train it on a Tinker server",
             )
+
+
+def _trainable_layers(model: "PreTrainedModel") -> dict[str, set[str]]:
+    """The names of the linear layers of a plain model (no adapter in it yet), by part: attn, mlp, unembed."""
+    output = model.get_output_embeddings()
+    found: dict[str, set[str]] = {"attn": set(), "mlp": set(), "unembed": set()}
+    for name, module in model.named_modules():
+        path = name.split(".")
+        if module is output:
+            found["unembed"].add(path[-1])
+        elif isinstance(module, torch.nn.Linear):
+            if any(part in path for part in _ATTENTION):
+                found["attn"].add(path[-1])
+            elif any(part in path for part in _MLP):
+                found["mlp"].add(path[-1])
+    return found
 
 
 def _load(name: str, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # Tokens, padding included, that go through the model at once; a larger request is computed in parts.
 _TOKEN_BUDGET = 8192
+# From this many tokens on, a larger group is no faster a token than two smaller ones; and the padding it may hold.
+_BUSY_TOKENS = 1024
+_PADDING_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -250,14 +253,21 @@ def pad(rows: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def parts(items: Sequence[Item]) -> list[list[int]]:
-    """Indices of the items in groups of like length, each within the token budget, padding included."""
+    """Indices of the items in groups of like length, each within the token budget, padding included.
+
+    A group that is large enough to keep the processor busy ends where the next item would make its padding costly.
+    """
     groups: list[list[int]] = []
+    real = 0
     for i in sorted(range(len(items)), key=lambda i: len(items[i].tokens)):
-        longest = len(items[i].tokens)  # sorted: the newest is the longest of its group
-        if groups and longest * (len(groups[-1]) + 1) <= _TOKEN_BUDGET:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
+        length = len(items[i].tokens)  # sorted: the newest is the longest of its group
+        padded = length * (len(groups[-1]) + 1) if groups else 0
+        wasteful = real >= _BUSY_TOKENS and padded - real - length > _PADDING_SHARE * padded
+        if not groups or padded > _TOKEN_BUDGET or wasteful:
+            groups.append([])
+            real = 0
+        groups[-1].append(i)
+        real += length
     return groups
 
 

@@ -1,0 +1,115 @@
+"""What tests share: the command line in this process, a tiny model, and where real data are."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+from tinkertools.cli import build
+from tinkertools.shipped import STARTER_MODEL
+
+if TYPE_CHECKING:
+    from transformers import Qwen3ForCausalLM
+
+# Examples take as long as the machine needs; what is asserted never depends on it.
+settings.register_profile("tests", deadline=None, max_examples=50, print_blob=True)
+settings.load_profile("tests")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: its exit code, its data and its talk."""
+
+    code: int
+    out: str
+    err: str
+
+
+Tt = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_API_BASE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def tt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tt:
+    """Run `tt` in this process, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        try:
+            build()(args=[str(a) for a in arguments], prog_name="tt")
+            code: object = 0
+        except SystemExit as stopped:
+            code = stopped.code
+        captured = capsys.readouterr()
+        return Result(int(str(code or 0)), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real datasets that do not ship."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real datasets are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def starter() -> str:
+    """The starter model."""
+    return str(STARTER_MODEL)
+
+
+def make_tiny_model(seed: int = 0, **changes: object) -> "Qwen3ForCausalLM":
+    """Random weights with everything that a larger model has: grouped heads, several layers, tied embeddings."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    sizes: dict[str, object] = {
+        "vocab_size": 2048, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128,
+        "tie_word_embeddings": True, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": None,
+    }  # fmt: skip
+    config = Qwen3Config(**(sizes | changes))  # type: ignore[arg-type]
+    model = Qwen3ForCausalLM(config)
+    # Larger weights than at initialisation: logits that differ, so that a wrong one shows.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    return model.eval()
+
+
+def save_model(model: "Qwen3ForCausalLM", folder: Path) -> str:
+    """A model with the starter's tokenizer and chat template as a folder in Hugging Face's layout."""
+    from transformers import AutoTokenizer
+
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(STARTER_MODEL).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny model of random weights in float32."""
+    return save_model(make_tiny_model(), tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """The environment for a `tt` in a process of its own: no key, no server."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("TINKER_", "HF_"))}
