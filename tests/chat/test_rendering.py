@@ -1,0 +1,177 @@
+"""Rendering: the trained ids are the assistant's text and its end-of-turn token, and nothing else."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from tinkertools.chat.rendering import (
+    ChatTemplateRenderer,
+    Example,
+    RenderError,
+    load_renderer,
+    load_tokenizer,
+    render_all,
+)
+from tinkertools.errors import DataError, ModelError
+from tinkertools.shipped import STARTER_MODEL
+
+Conversation = list[dict[str, Any]]
+TOKENIZER: Any = AutoTokenizer.from_pretrained(STARTER_MODEL)
+RENDERER = load_renderer(str(STARTER_MODEL))
+END = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
+
+
+def chat(*turns: str, system: str | None = None) -> Conversation:
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    return [*messages, *({"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(turns))]
+
+
+def render(messages: Conversation, renderer: ChatTemplateRenderer = RENDERER) -> Example:
+    found = next(renderer.render([messages]))
+    if isinstance(found, RenderError):
+        raise found
+    return found
+
+
+def trained_runs(example: Example) -> list[tuple[int, list[int]]]:
+    """Start and ids of each stretch of trained tokens."""
+    runs: list[tuple[int, list[int]]] = []
+    for i, (token, weight) in enumerate(zip(example.tokens.tolist(), example.weights.tolist(), strict=True)):
+        assert weight in (0.0, 1.0)
+        if weight and (i == 0 or not example.weights[i - 1]):
+            runs.append((i, []))
+        if weight:
+            runs[-1][1].append(token)
+    return runs
+
+
+def test_the_exact_mask_of_two_turns() -> None:
+    example = render(chat("Hello!", "Hi.", "What is 1 plus 1?", "2."))
+    text = "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\nHi.<|im_end|>\n"
+    text += "<|im_start|>user\nWhat is 1 plus 1?<|im_end|>\n<|im_start|>assistant\n2.<|im_end|>\n"
+    assert example.tokens.tolist() == TOKENIZER.encode(text, add_special_tokens=False)
+    runs = trained_runs(example)
+    assert [TOKENIZER.decode(ids) for _, ids in runs] == ["Hi.<|im_end|>", "2.<|im_end|>"]
+    assert [ids[-1] for _, ids in runs] == [END, END]
+    # 0…1…0…1…0: the newline after the last end of turn is the template's, not the model's.
+    assert int(np.count_nonzero(np.diff(example.weights))) == 4
+    assert example.trained_tokens == int(example.weights.sum())
+
+
+# Any text that is not a control token; newlines and spaces at the borders are where tokenizers merge.
+texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(lambda t: t.strip() and "<|" not in t)
+edges = st.sampled_from(["", "\n", "\n\n", " ", "  ", "\t", " \n"])
+contents = st.builds(lambda a, t, b: a + t + b, edges, texts, edges)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(contents, contents), min_size=1, max_size=4), st.none() | contents)
+def test_what_is_trained_is_what_is_sampled(turns: list[tuple[str, str]], system: str | None) -> None:
+    messages = chat(*(text for turn in turns for text in turn), system=system)
+    example = render(messages)
+    runs = trained_runs(example)
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    assert len(runs) == len(answers)
+    for (start, ids), i in zip(runs, answers, strict=True):
+        assert example.tokens[:start].tolist()[-3:] == RENDERER.generation_prompt(messages[:i])[-3:]
+        assert TOKENIZER.decode(example.tokens[:start].tolist()) == TOKENIZER.decode(
+            RENDERER.generation_prompt(messages[:i])
+        )
+        assert TOKENIZER.decode(ids) == messages[i]["content"] + "<|im_end|>"
+        assert ids[-1] == END
+    first_prompt = RENDERER.generation_prompt(messages[: answers[0]])
+    assert example.tokens[: runs[0][0]].tolist() == first_prompt
+
+
+def test_a_merge_across_the_border_is_cut_as_sampling_would_cut_it() -> None:
+    # "\n\n" is one token of this tokenizer, or could be: the header's newline must stay the prompt's own.
+    example = render(chat("Hello!", "\n\nHi."))
+    prompt = RENDERER.generation_prompt(chat("Hello!"))
+    ((start, ids),) = trained_runs(example)
+    assert example.tokens[:start].tolist() == prompt
+    assert TOKENIZER.decode(ids) == "\n\nHi.<|im_end|>"
+
+
+def test_rendering_in_blocks_keeps_the_order() -> None:
+    conversations = [chat(f"What is {i} plus 1?", f"{i} plus 1 is {i + 1}.") for i in range(600)]
+    together = list(RENDERER.render(conversations))
+    for i in (0, 255, 256, 599):
+        one = render(conversations[i])
+        found = together[i]
+        assert isinstance(found, Example)
+        assert found.tokens.tolist() == one.tokens.tolist()
+        assert found.weights.tolist() == one.weights.tolist()
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|endoftext|>"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_control_tokens_in_text_are_refused(token: str, place: int) -> None:
+    turns = ["a", "b"]
+    turns[place] = f"x {token} y"
+    with pytest.raises(RenderError, match=rf"messages\[{place}\].content holds the model's control token"):
+        render(chat(*turns))
+
+
+TEMPLATES = {
+    "no end of turn": (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+        r"messages\[1\]: the chat template ends this turn without an end-of-turn token",
+    ),
+    "history rewritten": (
+        "{% for m in messages %}{% if m.role == 'assistant' and loop.last %}<|im_start|>assistant\n<think>{{ m.content }}"
+        "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        r"messages\[1\]: the chat template rewrites this turn once later turns follow it",
+    ),
+    "another prompt": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
+        r"messages\[1\]: the chat template writes the conversation before this turn differently",
+    ),
+    "refusing": ("{{ raise_exception('no roles here') }}", "the chat template refuses the conversation: no roles here"),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_without_a_right_mask_are_refused(name: str) -> None:
+    template, words = TEMPLATES[name]
+    tokenizer: Any = AutoTokenizer.from_pretrained(STARTER_MODEL)
+    tokenizer.chat_template = template
+    with pytest.raises(RenderError, match=words):
+        render(chat("a", "b", "c", "d"), ChatTemplateRenderer(tokenizer, [END]))
+
+
+def test_all_conversations_must_render() -> None:
+    good, bad = chat("a", "b"), chat("a", "b <|im_end|>")
+    with pytest.raises(DataError) as caught:
+        render_all(RENDERER, [good, *[bad] * 12], errors_shown=3)
+    lines = caught.value.message.splitlines()
+    assert lines[0] == "12 conversations cannot be rendered with this model's chat template:"
+    assert [line.split(":")[0].strip() for line in lines[1:4]] == ["conversation 2", "conversation 3", "conversation 4"]
+    assert lines[4].strip() == "… and 9 more"
+
+
+def test_models_that_cannot_render(tmp_path: Any) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ModelError, match=r"has no tokenizer \(no tokenizer.json\)"):
+        load_tokenizer(str(empty))
+    bare = tmp_path / "bare"
+    tokenizer: Any = AutoTokenizer.from_pretrained(STARTER_MODEL)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(bare)
+    with pytest.raises(ModelError, match="has no chat template"):
+        load_renderer(str(bare))
+    endless = tmp_path / "endless"
+    tokenizer.chat_template = RENDERER._tokenizer.chat_template
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(endless)
+    with pytest.raises(ModelError, match="names no end-of-turn token"):
+        load_renderer(str(endless))
+    (empty / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="the tokenizer of .* cannot be loaded"):
+        load_tokenizer(str(empty))
