@@ -1,0 +1,194 @@
+"""`tt test` and `tt compare`: answers and scores of base and adapter, as a table and as JSON."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tinkertools.answers import Prompt, load_prompts, passed
+from tinkertools.errors import DataError
+
+Tt = Callable[..., Any]
+MESSAGES = [{"role": "user", "content": "Hello!"}]
+
+
+@pytest.fixture
+def trained(tt: Tt, tiny: str, tmp_path: Path) -> Path:
+    """A run that has learnt to say `yes`, with the data it was trained on."""
+    rows = [[{"role": "user", "content": q}, {"role": "assistant", "content": "yes"}] for q in ("a", "b c", "d e f g")]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    (tmp_path / "prompts.json").write_text(json.dumps(["a", [{"role": "user", "content": "b c"}]]))
+    options = ["--batch", 3, "--max-steps", 60, "--learning-rate", "1e-2", "--save-every", 0]
+    found = tt("train", "--base-model", tiny, "--data", "data.jsonl", *options)
+    assert found.code == 0, found.err
+    return Path(found.out.strip())
+
+
+def independent_nll(model: Any, tokenizer: Any, data: Path) -> tuple[float, int]:
+    """Masked NLL by plain transformers, one conversation at a time, and the number of trained tokens."""
+    total, count = 0.0, 0
+    for line in data.read_text().splitlines():
+        ask, answer = json.loads(line)["messages"]
+        prompt = tokenizer.encode(f"<|im_start|>user\n{ask['content']}<|im_end|>\n<|im_start|>assistant\n")
+        wanted = tokenizer.encode(f"{answer['content']}<|im_end|>")
+        with torch.no_grad():
+            logprobs = model(torch.tensor([prompt + wanted])).logits[0].log_softmax(-1)
+        total -= sum(float(logprobs[len(prompt) + i - 1, token]) for i, token in enumerate(wanted))
+        count += len(wanted)
+    return total / count, count
+
+
+def test_compare_with_the_base(tt: Tt, tiny: str, trained: Path) -> None:
+    found = tt(
+        "compare", "--compare-base", "--data", "data.jsonl", "--test-prompts", "prompts.json", "--temperature", 0,
+        "--max-tokens", 5,
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    results = json.loads(Path("comparison_results.json").read_text())
+    assert set(results) == {"base_model", "lora_weights", "settings", "scores", "results"}
+    assert (results["base_model"], results["lora_weights"]) == (tiny, str(trained / "final_lora_weights"))
+    assert results["settings"] == {"max_tokens": 5, "temperature": 0.0, "seed": 0, "compare_base": True}
+    assert [set(r) for r in results["results"]] == [{"prompt", "lora_response", "base_response"}] * 2
+    assert [r["prompt"][-1]["content"] for r in results["results"]] == ["a", "b c"]
+    assert [r["lora_response"] for r in results["results"]] == ["yes", "yes"]
+    assert all(r["base_response"] != "yes" for r in results["results"])
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    plain = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    base_nll, count = independent_nll(plain, tokenizer, Path("data.jsonl"))
+    tuned = PeftModel.from_pretrained(plain, trained / "final_lora_weights")
+    tuned_nll, _ = independent_nll(tuned, tokenizer, Path("data.jsonl"))
+    assert tuned_nll < 0.1 < base_nll
+    for label, nll in (("base", base_nll), ("lora", tuned_nll)):
+        score = results["scores"][label]
+        assert score["nll"] == pytest.approx(nll, abs=1e-4)
+        assert score["perplexity"] == pytest.approx(math.exp(nll), rel=1e-3)
+        assert score["trained_tokens"] == count
+    for words in ("prompt", "base", trained.name[:12], "yes", "NLL per trained token", f"{base_nll:.4f}", f"{count}"):
+        assert words in found.out
+
+
+def test_test_answers_with_the_adapter(tt: Tt, tiny: str, trained: Path) -> None:
+    Path("checked.jsonl").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "a"}], "check": "^yes$"}) + "\n"
+        + json.dumps({"messages": [{"role": "user", "content": "b c"}], "check": "^no$"}) + "\n"
+    )  # fmt: skip
+    found = tt(
+        "test", "--lora-weights", trained, "--test-prompts", "checked.jsonl", "--temperature", 0, "--output", "o/r.json"
+    )
+    assert found.code == 0, found.err
+    results = json.loads(Path("o/r.json").read_text())
+    assert [r["lora_response"] for r in results["results"]] == ["yes", "yes"]
+    assert set(results["results"][0]) == {"prompt", "lora_response"}
+    assert results["scores"] == {"lora": {"check": {"passed": 1, "of": 2}}}
+    assert "1 of 2 (50%)" in found.out
+
+
+def test_several_adapters_have_labels(tt: Tt, trained: Path) -> None:
+    found = tt("compare", trained, trained / "final_lora_weights", "--test-prompts", "prompts.json", "--temperature", 0)
+    assert found.code == 0, found.err
+    results = json.loads(Path("comparison_results.json").read_text())
+    labels = ["base", trained.name, f"{trained.name}/final_lora_weights"]
+    assert [list(r["responses"]) for r in results["results"]] == [labels] * 2
+    assert all(r["responses"][labels[1]] == r["responses"][labels[2]] == "yes" for r in results["results"])
+
+
+def test_a_seed_repeats_the_answers(tt: Tt, trained: Path) -> None:
+    texts = []
+    for seed in (1, 1, 2):
+        assert tt("compare", "--test-prompts", "prompts.json", "--temperature", 1.5, "--seed", seed).code == 0
+        results = json.loads(Path("comparison_results.json").read_text())["results"]
+        texts.append([r["base_response"] for r in results])
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_answers_are_shown_as_they_are(tt: Tt, trained: Path) -> None:
+    Path("prompts.json").write_text(json.dumps(["[bold]a[/bold] :smile: [/]"]))
+    found = tt("test", "--test-prompts", "prompts.json", "--max-tokens", 1)
+    assert found.code == 0, found.err
+    assert "[bold]a[/bold] :smile: [/]" in found.out
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('["Hello!", "Hi."]', ["Hello!", "Hi."]),
+        ('"Hello!"', ["Hello!"]),
+        ('[[{"role":"user","content":"Hello!"}]]', ["Hello!"]),
+        ('{"messages":[{"role":"user","content":"Hello!"},{"role":"assistant","content":"left out"}]}', ["Hello!"]),
+        ('"one"\n\n{"messages":[{"role":"user","content":"two"}]}\n', ["one", "two"]),
+    ],
+)
+def test_forms_of_prompt_files(tmp_path: Path, content: str, expected: list[str]) -> None:
+    path = tmp_path / "prompts"
+    path.write_text(content)
+    prompts = load_prompts(path)
+    assert [prompt.messages[-1]["content"] for prompt in prompts] == expected
+    assert all(prompt.messages[-1]["role"] == "user" for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is empty"),
+        ("[]", "holds no prompts"),
+        ('"a"\n{oops', r":2: invalid JSON at column 2"),
+        ("[1]", "prompt 1: expected a string, a list of messages, or an object with messages"),
+        ('["a", {"text": "b"}]', "prompt 2: expected a string"),
+        ('[[{"role":"user"}]]', r"prompt 1: messages\[0\] must have a role and a content"),
+        ('[[{"role":"system","content":"a"}]]', "prompt 1: the last message must be the user's"),
+        ('[{"messages":[{"role":"user","content":"a"}],"check":"("}]', "prompt 1: check is not a regular expression"),
+    ],
+)
+def test_bad_prompt_files(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "prompts"
+    path.write_text(content)
+    with pytest.raises(DataError, match=words):
+        load_prompts(path)
+
+
+def test_checks_are_counted_among_prompts_that_have_one() -> None:
+    prompts = [Prompt(MESSAGES, "^Ahoy.*!$"), Prompt(MESSAGES), Prompt(MESSAGES, "no")]
+    assert passed(prompts, ["Ahoy,\nyou!", "anything", "yes"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["test"], 1, "no run under checkpoints"),
+        (["compare", "nothing"], 1, "no adapter at nothing"),
+        (["compare", "--output", "."], 1, ". is a directory, not a file"),
+    ],
+)
+def test_nothing_to_test(tt: Tt, tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+    found = tt(*arguments)
+    assert (found.code, found.out) == (code, "")
+    assert words in found.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_compared(tt: Tt, trained: Path, untied: str) -> None:
+    assert "leave nothing to compare" in tt("compare", "--no-compare-base").err
+    missing = tt("test", "--test-prompts", "missing.json")
+    assert (missing.code, "not found: missing.json" in missing.err) == (1, True)
+    other = tt("train", "--base-model", untied, "--data", "data.jsonl", "--batch", 3, "--max-steps", 1)
+    mixed = tt("compare", trained, other.out.strip())
+    assert (mixed.code, "these adapters have different base models" in mixed.err) == (1, True)
+    config = trained / "final_lora_weights" / "adapter_config.json"
+    config.write_text(config.read_text().replace("base_model_name_or_path", "other_key"))
+    nameless = tt("test", "--lora-weights", trained)
+    assert (nameless.code, "does not say which base model" in nameless.err) == (1, True)
+    tensors = trained / "final_lora_weights" / "adapter_model.safetensors"
+    config.write_text(config.read_text().replace("other_key", "base_model_name_or_path"))
+    from safetensors.torch import load_file, save_file
+
+    renamed = {name.replace("layers.1.", "layers.7."): t for name, t in load_file(tensors).items()}
+    save_file(renamed, tensors)
+    inert = tt("test", "--lora-weights", trained)
+    assert (inert.code, "tensors do not fit" in inert.err) == (1, True)
