@@ -110,6 +110,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same with an output layer of its own: a random tied model only ever repeats its last token."""
+    model = make_tiny_model(seed=1, tie_word_embeddings=False)
+    return save_model(model, tmp_path_factory.mktemp("models") / "untied")
+
+
+@pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """The environment for a `tt` in a process of its own: no key, no server."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("TINKER_", "HF_"))}

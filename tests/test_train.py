@@ -93,7 +93,8 @@ def test_the_log_holds_the_mean_over_trained_tokens(tt: Tt, tiny: str, data: Pat
     assert (log["version"], log["evals"], [entry["step"] for entry in log["steps"]]) == (1, [], [1, 2])
     first = log["steps"][0]
     assert set(first) == {
-        "step", "epoch", "loss", "learning_rate", "trained_tokens", "tokens", "seconds", "tokens_per_second", "grad_norm",
+        "step", "epoch", "loss", "learning_rate", "trained_tokens", "tokens", "seconds", "tokens_per_second",
+        "grad_norm",
     }  # fmt: skip
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny)
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)

@@ -4,7 +4,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -71,11 +71,10 @@ def build(*, debug: bool = False) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
-    @app.callback()
-    def main_options(
-        version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
-        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (in any place).")] = False,
-    ) -> None:
+    # Options of the application itself would make Typer load pydantic for every help page: the two there are, are
+    # taken from the arguments by `main`.
+    @app.callback(epilog="--version prints the version. --debug, in any place, shows the traceback of an error.")
+    def describe() -> None:
         """Turn conversations into a fine-tuned LoRA adapter, and prove what changed.
 
         prepare → train → test → compare → upload; `tt train` alone runs on the starter model that ships.

@@ -1,8 +1,6 @@
 """`tt prepare`: any dataset becomes chat JSONL, checked row by row, in bounded memory."""
 
-import hashlib
 import os
-import random
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -180,6 +178,8 @@ class Index:
 
 
 def _digest(line: bytes) -> int:
+    import hashlib
+
     return int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "little")
 
 
@@ -267,6 +267,8 @@ def distribute(
     counts: Counts,
 ) -> None:  # fmt: skip
     """Copy the staged lines to their files: shuffled, limited, and split by digest so that equal rows stay together."""
+    import random
+
     order = list(range(len(index.digests))) if options.shuffle else range(len(index.digests))
     if isinstance(order, list):
         random.Random(options.seed).shuffle(order)
@@ -294,6 +296,8 @@ def validation_digests(digests: list[int], fraction: float, seed: int) -> set[in
     Raises:
         DataError: all rows are equal, so no row can be held out without being trained on as well.
     """
+    import hashlib
+
     if not fraction:
         return set()
     rows_of: dict[int, int] = {}

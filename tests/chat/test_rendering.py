@@ -118,11 +118,13 @@ def test_control_tokens_in_text_are_refused(token: str, place: int) -> None:
 
 TEMPLATES = {
     "no end of turn": (
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
         r"messages\[1\]: the chat template ends this turn without an end-of-turn token",
     ),
     "history rewritten": (
-        "{% for m in messages %}{% if m.role == 'assistant' and loop.last %}<|im_start|>assistant\n<think>{{ m.content }}"
+        "{% for m in messages %}{% if m.role == 'assistant' and loop.last %}<|im_start|>assistant\n<think>"
+        "{{ m.content }}"
         "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         r"messages\[1\]: the chat template rewrites this turn once later turns follow it",
@@ -173,5 +175,5 @@ def test_models_that_cannot_render(tmp_path: Any) -> None:
     with pytest.raises(ModelError, match="names no end-of-turn token"):
         load_renderer(str(endless))
     (empty / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelError, match="the tokenizer of .* cannot be loaded"):
+    with pytest.raises(ModelError, match=r"the tokenizer of .* cannot be loaded"):
         load_tokenizer(str(empty))

@@ -25,13 +25,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceClient]
 
 
 @pytest.fixture(scope="module")
-def sampler(service: ServiceClient, tiny: str) -> SamplingClient:
-    return service.create_sampling_client(base_model=tiny)
+def sampler(service: ServiceClient, untied: str) -> SamplingClient:
+    return service.create_sampling_client(base_model=untied)
 
 
 @pytest.fixture(scope="module")
-def plain(tiny: str) -> Any:
-    return AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+def plain(untied: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(untied, dtype=torch.float32)
 
 
 def ask(sampler: SamplingClient, prompts: list[list[int]], n: int = 1, **params: Any) -> list[types.SampleResponse]:
@@ -55,6 +55,7 @@ def greedy(plain: Any, prompt: list[int], length: int, stop: list[int]) -> list[
 
 def test_greedy_answers_are_those_of_the_plain_model(sampler: SamplingClient, plain: Any) -> None:
     first = greedy(plain, PROMPTS[0], 12, [])
+    assert len(set(first)) > 8
     stop = [first[4]]
     found = ask(sampler, PROMPTS, temperature=0, max_tokens=12, stop=stop)
     for prompt, response in zip(PROMPTS, found, strict=True):
@@ -97,7 +98,7 @@ def test_seeds_decide_and_no_seed_is_random(sampler: SamplingClient) -> None:
     assert draw() != draw()
 
 
-def test_text_stops(sampler: SamplingClient, service: ServiceClient, tiny: str) -> None:
+def test_text_stops(sampler: SamplingClient, service: ServiceClient, untied: str) -> None:
     tokenizer = sampler.get_tokenizer()
     answer = ask(sampler, [PROMPTS[0]], temperature=0, max_tokens=12)[0].sequences[0].tokens
     texts = [str(tokenizer.decode(answer[: i + 1])) for i in range(len(answer))]
@@ -112,8 +113,8 @@ def test_an_answer_ends_at_the_models_limit(sampler: SamplingClient) -> None:
     assert (len(found.tokens), found.stop_reason) == (8, "length")
 
 
-def test_adapter_and_base_answer_from_one_copy(service: ServiceClient, sampler: SamplingClient, tiny: str) -> None:
-    client = service.create_lora_training_client(tiny, rank=4, seed=0)
+def test_adapter_and_base_answer_from_one_copy(service: ServiceClient, sampler: SamplingClient, untied: str) -> None:
+    client = service.create_lora_training_client(untied, rank=4, seed=0)
     data = types.Datum(
         model_input=types.ModelInput.from_ints([5, 6, 7]),
         loss_fn_inputs={"target_tokens": types.TensorData.from_torch(torch.tensor([6, 7, 1234]))},

@@ -115,7 +115,9 @@ def test_a_fresh_adapter_covers_every_linear_layer_and_changes_nothing(service: 
     assert all(bool((t == 0).all()) == ("lora_B" in name) for name, t in names.items())
     plain = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     ids = torch.tensor([BATCH[0].model_input.to_ints()])
-    expected = plain(ids).logits[0].log_softmax(-1).gather(-1, BATCH[0].loss_fn_inputs["target_tokens"].to_torch()[:, None])
+    expected = (
+        plain(ids).logits[0].log_softmax(-1).gather(-1, BATCH[0].loss_fn_inputs["target_tokens"].to_torch()[:, None])
+    )
     found = client.forward(BATCH[:1], "cross_entropy").result().loss_fn_outputs[0]["logprobs"].to_torch()
     torch.testing.assert_close(found, expected[:, 0].detach(), atol=1e-5, rtol=1e-5)
 
@@ -150,7 +152,9 @@ def test_loss_and_gradient_are_those_of_plain_pytorch(service: ServiceClient, ti
     wanted, found_gradients = reference.gradients(BATCH), gradients_of(client)
     assert wanted.keys() == found_gradients.keys()
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found_gradients[name], gradient, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found_gradients[name], gradient, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 rows = st.lists(
@@ -213,9 +217,7 @@ def test_gradients_add_up_until_the_step(service: ServiceClient, tiny: str) -> N
 
 def test_optim_step_is_adam_with_decoupled_decay_and_clipping(service: ServiceClient, tiny: str) -> None:
     client = service.create_lora_training_client(tiny, rank=2, seed=0)
-    adam = types.AdamParams(
-        learning_rate=3e-3, beta1=0.8, beta2=0.9, eps=1e-6, weight_decay=0.1, grad_clip_norm=0.5
-    )
+    adam = types.AdamParams(learning_rate=3e-3, beta1=0.8, beta2=0.9, eps=1e-6, weight_decay=0.1, grad_clip_norm=0.5)
     first = {name: torch.zeros_like(tensor) for name, tensor in adapter_of(client).items()}
     second = {name: torch.zeros_like(tensor) for name, tensor in first.items()}
     for step in range(1, 4):
@@ -302,7 +304,10 @@ def test_saved_weights_are_a_plain_peft_adapter(service: ServiceClient, tiny: st
     logprobs = loaded(torch.tensor([ids])).logits[0].log_softmax(-1)
     found = service.create_sampling_client(path).compute_logprobs(types.ModelInput.from_ints(ids)).result()
     assert found[1:] == [pytest.approx(float(logprobs[i, t]), abs=1e-5) for i, t in enumerate(ids[1:])]
-    assert found != service.create_sampling_client(base_model=tiny).compute_logprobs(types.ModelInput.from_ints(ids)).result()
+    assert (
+        found
+        != service.create_sampling_client(base_model=tiny).compute_logprobs(types.ModelInput.from_ints(ids)).result()
+    )
 
 
 def test_nothing_saved_needs_pickle(service: ServiceClient, tiny: str) -> None:
@@ -354,7 +359,11 @@ TARGETS = types.TensorData.from_torch(torch.tensor([5, 6, 7]))
     [
         ([], "cross_entropy", "the list of datums is empty"),
         ([datum([4, 5])], "ppo", "the loss 'ppo' is not in the embedded engine"),
-        ([datum([4, 5]), datum([4, 2048])], "cross_entropy", r"data\[1\]: target_tokens has ids outside the vocabulary"),
+        (
+            [datum([4, 5]), datum([4, 2048])],
+            "cross_entropy",
+            r"data\[1\]: target_tokens has ids outside the vocabulary",
+        ),
         ([datum([-1, 5])], "cross_entropy", r"data\[0\]: model_input has ids outside"),
         ([datum([1] * 130)], "cross_entropy", r"data\[0\] has 129 tokens; the model takes 128"),
         ([datum([4, 5, 6], [math.nan, 1])], "cross_entropy", "weights must be finite"),

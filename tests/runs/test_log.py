@@ -39,5 +39,5 @@ def test_a_reopened_log_forgets_what_will_be_done_again(tmp_path: Path) -> None:
     assert [entry["step"] for entry in TrainingLog.reopen(path, 4).steps] == [1, 2, 3]
     assert TrainingLog.reopen(tmp_path / "none.json", 1).steps == []
     path.write_text('{"version":1,"steps":[')
-    with pytest.raises(RunError, match="training_log.json is not readable"):
+    with pytest.raises(RunError, match=r"training_log.json is not readable"):
         TrainingLog.reopen(path, 4)

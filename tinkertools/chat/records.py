@@ -132,10 +132,11 @@ def _from_messages(row: dict[str, Any]) -> Conversation:
 
 
 def _from_sharegpt(row: dict[str, Any]) -> Conversation:
-    turns = row.get("conversations")
+    if "conversations" not in row:
+        raise RowError("conversations", f"is missing; the row has {_columns(row)}")
+    turns = row["conversations"]
     if type(turns) is not list:
-        reason = f"must be a list of turns, but is {_kind(turns)}" if "conversations" in row else "is missing"
-        raise RowError("conversations", reason)
+        raise RowError("conversations", f"must be a list of turns, but is {_kind(turns)}")
     opening = _system_column(row)
     messages = [*opening]
     for i, turn in enumerate(turns):

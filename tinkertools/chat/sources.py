@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,17 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _BUFFER = 1 << 20
 _CHUNK = 1 << 16
 _BOM = b"\xef\xbb\xbf"
+# How an array goes on, by what is before and the next character. Before is "" at the start, "element" or a mark in the
+# array, "value" among values that are in no array, between which commas are let pass.
+_ARRAY_MARKS = {
+    ("", "["): "[",
+    ("element", ","): ",",
+    ("[", "]"): "]",
+    ("element", "]"): "]",
+    ("value", ","): "value",
+}
+# Longer than any JSON word, escape or number's tail that the end of a chunk may cut.
+_LONGEST_WORD = 32
 
 
 class Malformed(NamedTuple):
@@ -127,7 +139,7 @@ def _file_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
     try:
         for line, value in pairs:
             yield RawRow(name, line, value)
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}", hint="the file is damaged or not what its name says") from (
             error
         )
@@ -174,6 +186,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def _parse_line(line: bytes) -> Any:
+    line = line.rstrip()
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -181,17 +194,18 @@ def _parse_line(line: bytes) -> Any:
         try:
             line.decode("utf-8")
         except UnicodeDecodeError as bad:
-            return Malformed(f"invalid UTF-8 at byte {bad.start + 1} of the line", text)
-        return Malformed(f"invalid JSON at column {error.colno}: {error.msg}", text)
+            return Malformed(f"invalid UTF-8 at byte {bad.start + 1} of the row", text)
+        where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno} of the row"
+        return Malformed(f"invalid JSON at {where}: {error.msg}", text)
 
 
 def _streamed_json(file: IO[bytes], head: bytes, line: int) -> Iterator[tuple[int, Any]]:
     """The elements of an array (or values one after the other), decoded as they come, with the line each begins on."""
-    # Bytes that are no UTF-8 become surrogates, which `_parse_element` then refuses where they stand.
+    # Bytes that are no UTF-8 become surrogates, which are bytes again when their element is parsed.
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     scan = json.JSONDecoder().raw_decode
     buffer, chunk, size = "", head, _CHUNK
-    before = ""  # what stands before the position: nothing, a "value" outside an array, or, of an array, "[", "," or "]"
+    before = ""  # what stands before the position: see _ARRAY_MARKS
     while True:
         ended = not chunk
         buffer += decode(chunk, final=ended)
@@ -209,7 +223,7 @@ def _streamed_json(file: IO[bytes], head: bytes, line: int) -> Iterator[tuple[in
                 continue
             if before in ("element", "]"):
                 reason = "a comma is missing" if before == "element" else "there is more after the end of the array"
-                yield line, _unreadable(reason, buffer, position)
+                yield line, _unreadable(reason, buffer[position:])
                 return
             try:
                 _, end = scan(buffer, position)
@@ -219,31 +233,23 @@ def _streamed_json(file: IO[bytes], head: bytes, line: int) -> Iterator[tuple[in
                 where, reason = line, str(error)
                 if isinstance(error, json.JSONDecodeError):
                     where, reason = line + buffer.count("\n", position, error.pos), error.msg
-                yield where, _unreadable(reason, buffer, position)
+                yield where, _unreadable(reason, buffer[position:])
                 return
             if len(buffer) - end < _LONGEST_WORD and not ended:
                 break  # a number at the very end may go on in the next chunk
-            yield line, _parse_element(buffer[position:end])
+            # An element goes by the same rules as a line of JSON Lines.
+            yield line, _parse_line(buffer[position:end].encode("utf-8", "surrogateescape"))
             before = "element" if before in ("[", ",") else "value"
             line += buffer.count("\n", position, end)
             position = end
         buffer = buffer[position:]
         if ended:
             if before in ("[", ",", "element"):
-                yield line, _unreadable("the array is not closed", buffer, 0)
+                yield line, _unreadable("the array is not closed", "")
             return
         # An element larger than a chunk is scanned again with each one: growing chunks keep that linear.
         size = max(_CHUNK, 2 * len(buffer))
         chunk = file.read(size)
-
-
-# What may stand between the elements of an array: what is before, the character, and what is before then.
-# Between values that are in no array, commas are let pass.
-_ARRAY_MARKS = {
-    ("", "["): "[", ("element", ","): ",", ("[", "]"): "]", ("element", "]"): "]", ("value", ","): "value",
-}  # fmt: skip
-# Longer than any JSON word, escape or number's tail that the end of a chunk may cut.
-_LONGEST_WORD = 32
 
 
 def _may_be_cut_off(error: Exception, buffer: str) -> bool:
@@ -253,19 +259,9 @@ def _may_be_cut_off(error: Exception, buffer: str) -> bool:
     return error.msg.startswith("Unterminated string") or error.pos > len(buffer) - _LONGEST_WORD
 
 
-def _unreadable(reason: str, buffer: str, position: int) -> Malformed:
-    text = buffer[position : position + 200].encode(errors="replace").decode()
-    return Malformed(f"invalid JSON: {reason}; the rest of the file is not read", text)
-
-
-def _parse_element(text: str) -> Any:
-    """An element by the same rules as a line of JSON Lines."""
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        return _parse_line(text.encode(errors="surrogateescape")) if _is_text(text) else Malformed(
-            f"invalid JSON: {error.msg}", text
-        )
+def _unreadable(reason: str, text: str) -> Malformed:
+    shown = text[:200].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return Malformed(f"invalid JSON: {reason}; the rest of the file is not read", shown)
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -279,29 +275,30 @@ def _csv_rows(file: IO[bytes], delimiter: str) -> Iterator[tuple[int, Any]]:
     # Bytes that are no UTF-8 become surrogates, so that the row they stand in can be named.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True)
-    columns: list[str] | None = None
+    columns: list[str] = []
     while True:
         line = reader.line_num + 1
         try:
             cells = next(reader)
+            raw = delimiter.join(cells).encode("utf-8", "surrogateescape")
+            raw.decode()
         except StopIteration:
             return
         except csv.Error as error:
-            yield line, Malformed(f"invalid CSV: {error}", "")
-            continue
-        if not cells:
-            continue
-        try:
-            "".join(cells).encode()
-        except UnicodeEncodeError:
-            yield line, Malformed("invalid UTF-8", ...)
-            continue
-        if columns is None:
-            columns = cells
-        elif len(cells) > len(columns):
-            yield line, Malformed("more fields than the header has columns", delimiter.join(cells))
+            bad = Malformed(f"invalid CSV: {error}", "")
+        except UnicodeDecodeError as error:
+            bad = Malformed(f"invalid UTF-8: {error.reason}", raw.decode("utf-8", "replace"))
         else:
-            yield line, dict(zip(columns, cells, strict=False))
+            if not columns:
+                columns = cells
+            elif len(cells) > len(columns):
+                yield line, Malformed("more fields than the header has columns", delimiter.join(cells))
+            elif cells:
+                yield line, dict(zip(columns, cells, strict=False))
+            continue
+        yield line, bad
+        if not columns:
+            return  # without its header no row can be understood
 
 
 def _parquet_rows(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
@@ -327,7 +324,7 @@ def _hub_rows(name: str, config_name: str | None, split: str) -> Iterator[RawRow
         stream = datasets.load_dataset(name, config_name, split=split, streaming=True)
         for number, row in enumerate(stream, 1):
             yield RawRow(f"{name}[{split}]", number, row)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"'{name}' is no file here, and the Hub did not give it: {first_line}",

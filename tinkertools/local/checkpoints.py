@@ -1,5 +1,6 @@
 """Where the embedded engine keeps what it saves: safetensors and JSON in folders, nothing that runs when it is read."""
 
+import errno
 import os
 import re
 import uuid
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tinkertools.adapters.peft_files import ADAPTER_WEIGHTS, write_adapter_config
 from tinkertools.errors import EngineError
-from tinkertools.files import whole_directory, write_json
+from tinkertools.files import file_error, whole_directory, write_json
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -73,7 +75,7 @@ class Store:
 def write_adapter(directory: Path, config: "LoraConfig", tensors: Mapping[str, torch.Tensor]) -> None:
     """An adapter in PEFT's layout."""
     write_adapter_config(directory, config)
-    save_file(dict(tensors), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    _save(tensors, directory / ADAPTER_WEIGHTS)
 
 
 def read_adapter(directory: Path) -> dict[str, torch.Tensor]:
@@ -98,7 +100,7 @@ def write_optimizer(
         if state := optimizer.state.get(parameter):
             tensors |= {f"{moment}.{name}": state[moment].detach().cpu().contiguous() for moment in _MOMENTS}
             steps[name] = float(state["step"])
-    save_file(tensors, directory / _OPTIMIZER_TENSORS)
+    _save(tensors, directory / _OPTIMIZER_TENSORS)
     write_json(directory / _OPTIMIZER_STEPS, {"steps": steps})
 
 
@@ -122,6 +124,15 @@ def read_optimizer(
         state: dict[str, Any] = {"step": torch.tensor(step)}
         state |= {moment: tensors[f"{moment}.{name}"].to(named[name].device) for moment in _MOMENTS}
         optimizer.state[named[name]] = state
+
+
+def _save(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    try:
+        save_file(dict(tensors), file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # The library tells a full disk in words only.
+        code = errno.ENOSPC if "No space left" in str(error) else None
+        raise file_error(OSError(code, str(error)), file) from error
 
 
 def _portable(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:

@@ -164,6 +164,7 @@ class SamplingClient:
         ids_B_T, mask_B_T = ids_B_T.to(device), mask_B_T.to(device)
         positions_B_T = (mask_B_T.cumsum(dim=1) - 1).clamp(min=0)
         while True:
+            self._base.worker.check()
             hidden_B_T_D = self._base.hidden_states(
                 input_ids=ids_B_T, attention_mask=mask_B_T, position_ids=positions_B_T, past_key_values=cache,
                 use_cache=True,
@@ -201,6 +202,7 @@ class SamplingClient:
         chunk = losses.chunk_rows(self._base.vocabulary)
         with self._base.using(self._adapter):
             while valid:
+                self._base.worker.check()
                 # The longest first: what is left shrinks, and the first group shows the peak memory.
                 size = max(1, min(len(valid), _PREFILL_TOKENS // len(prompts[valid[-1]])))
                 group, valid = valid[-size:], valid[:-size]

@@ -92,17 +92,17 @@ class ServiceClient:
         config = self._base(base_model).config
         return str(config.model_type), int(config.hidden_size)
 
-    def close(self) -> None:
-        """Finish what was asked for, and stop the background threads."""
+    def close(self, *, cancel: bool = False) -> None:
+        """Stop the background threads: after finishing what was asked for, or at once."""
         with self._lock:
             for base in self._models.values():
-                base.worker.close()
+                base.worker.close(cancel=cancel)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.close(cancel=error is not None)
 
     def _loaded(self, path: str, base_model: str | None) -> tuple[BaseModel, str]:
         """The base model of saved weights, and the name of the adapter now installed on it."""

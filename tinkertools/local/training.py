@@ -126,6 +126,7 @@ class TrainingClient:
         logprobs: list[torch.Tensor] = [torch.zeros(0)] * len(items)
         with self._base.using(self._adapter, train=True):
             for part in parts(items):
+                self._base.worker.check()
                 for i, values in zip(part, self._backward([items[i] for i in part]), strict=True):
                     logprobs[i] = values
         self._has_gradient = True

@@ -56,6 +56,7 @@ class Worker:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
+        self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._loop, name=f"tinkertools-{name}", daemon=True)
         self._thread.start()
 
@@ -70,13 +71,24 @@ class Worker:
         """
         return self._put(_Job(key, item, run, Future()))
 
-    def close(self) -> None:
-        """Finish what was submitted and stop. Later submissions are refused."""
+    def close(self, *, cancel: bool = False) -> None:
+        """Stop, after finishing what was submitted, or as soon as the running job sees it. Refuse what comes later."""
+        if cancel:
+            self._cancelled.set()
         with self._lock:
             if not self._closed:
                 self._closed = True
                 self._jobs.put(None)
         self._thread.join()
+
+    def check(self) -> None:
+        """Called by long jobs between their parts.
+
+        Raises:
+            EngineError: nobody waits for the result any more.
+        """
+        if self._cancelled.is_set():
+            raise EngineError("this ServiceClient was closed before the request was done")
 
     def _put(self, job: _Job) -> LocalFuture[Any]:
         with self._lock:
@@ -108,12 +120,12 @@ class Worker:
             group.append(job)
         return _NOTHING
 
-    @staticmethod
-    def _run(group: list[_Job]) -> None:
+    def _run(self, group: list[_Job]) -> None:
         group = [job for job in group if job.future.set_running_or_notify_cancel()]
         if not group:
             return
         try:
+            self.check()
             results = group[0].run([job.item for job in group])
         except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
             for job in group:
