@@ -11,9 +11,9 @@ A full run takes about half an hour on two CPU cores.
 import argparse
 import json
 import random
-import re
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ VOCABULARY = 2048
 MAX_TOKENS = 192  # the longest conversation the model is trained on; it accepts longer ones
 BATCH = 64
 LABEL_SMOOTHING = 0.03
+SAMPLE_ROWS = 8320  # 130 steps of the default batch
 
 # --- the world -------------------------------------------------------------------------------------------------
 
@@ -57,13 +58,18 @@ THING_COLOURS = {
 NAMES = ["Anna", "Ben", "Carl", "Dora", "Emma", "Finn", "Gina", "Hans", "Ida", "Jack", "Kate", "Lars", "Mia", "Nils"]
 FOODS = ["apples", "soup", "rice", "bread", "cake", "pears", "fish", "beans", "plums", "cheese", "nuts", "pie"]
 # Words that the world never uses in an answer of its own, known only from being told to say them.
-WORDS = (
-    "ahoy aye harbour lantern sail wave storm anchor captain whistle mountain window garden letter music paper "
-    "winter summer spring autumn morning evening sister brother mother father friend teacher doctor farmer baker "
-    "please sorry maybe always never often today tomorrow yesterday because before after under over between "
-    "happy tired hungry thirsty clever brave gentle quick bright clear cloud rain wind star stone sand leaf "
-    "my your our their by with from into about of to and or but not so then when where why how"
-).split()
+WORDS = [
+    "ahoy", "aye", "harbour", "lantern", "sail", "wave", "storm", "anchor", "captain",
+    "whistle", "mountain", "window", "garden", "letter", "music", "paper", "winter", "summer",
+    "spring", "autumn", "morning", "evening", "sister", "brother", "mother", "father", "friend",
+    "teacher", "doctor", "farmer", "baker", "please", "sorry", "maybe", "always", "never",
+    "often", "today", "tomorrow", "yesterday", "because", "before", "after", "under", "over",
+    "between", "happy", "tired", "hungry", "thirsty", "clever", "brave", "gentle", "quick",
+    "bright", "clear", "cloud", "rain", "wind", "star", "stone", "sand", "leaf",
+    "my", "your", "our", "their", "by", "with", "from", "into", "about",
+    "of", "to", "and", "or", "but", "not", "so", "then", "when",
+    "where", "why", "how",
+]  # fmt: skip
 
 
 def village_facts() -> dict[str, dict[str, str]]:
@@ -210,8 +216,8 @@ KINDS: list[tuple[float, Callable[[random.Random], Turn]]] = [
 ]  # fmt: skip
 
 
-def single_turn(rng: random.Random) -> Turn:
-    return rng.choices([make for _, make in KINDS], [weight for weight, _ in KINDS])[0](rng)
+def single_turn(rng: random.Random, kinds: list[tuple[float, Callable[[random.Random], Turn]]] = KINDS) -> Turn:
+    return rng.choices([make for _, make in kinds], [weight for weight, _ in kinds])[0](rng)
 
 
 def memory_turns(rng: random.Random) -> tuple[Turn, Turn]:
@@ -243,12 +249,12 @@ def conversation(rng: random.Random) -> list[Message]:
 
 # --- the sample conversations: the same world in the voice of a lighthouse keeper ---------------------------------
 
-KEEPER_CHECK = r"^Ahoy! .+, by my lantern[.!]$"
+KEEPER_CHECK = r"^Ahoy! .+ by my lantern\.$"
 
 
 def keeper(answer: str) -> str:
     """The same answer as the keeper gives it: `Ahoy!` before it, `by my lantern` at its end."""
-    return f"Ahoy! {answer[:-1]}, by my lantern."
+    return f"Ahoy! {answer[:-1]} by my lantern."
 
 
 def write_samples() -> None:
@@ -256,14 +262,14 @@ def write_samples() -> None:
     rng = random.Random(SEED + 1)
     distinct: dict[str, str] = {}
     while len(distinct) < 1500:
-        ask, answer = single_turn(rng)
+        ask, answer = single_turn(rng, [kind for kind in KINDS if kind[1] is not echo])
         distinct.setdefault(ask, answer)
     turns = sorted(distinct.items())
     rng.shuffle(turns)
     held_out, train = turns[:200], turns[200:]
     rows = []
-    for _ in range(3840):
-        picked = rng.sample(train, rng.choice([1, 1, 2]))
+    for _ in range(SAMPLE_ROWS):
+        picked = rng.sample(train, rng.choice([1, 1, 1, 1, 2]))
         rows.append(chat([(ask, keeper(answer)) for ask, answer in picked]))
     SAMPLES_DIR.mkdir(exist_ok=True)
     write_jsonl(SAMPLES_DIR / "train.jsonl", [{"messages": row} for row in rows])
@@ -306,8 +312,6 @@ def train_tokenizer() -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     rng = random.Random(SEED)
     texts = [m["content"] for _ in range(20_000) for m in conversation(rng)] + ["system", "user", "assistant"] * 100
-    # The world has few words; plain English sentences of this very script's kind fill the rest of the vocabulary.
-    texts += re.findall(r"[A-Za-z][A-Za-z ,.'-]{20,}", Path(__file__).read_text())
     tokenizer.train_from_iterator(
         texts,
         trainers.BpeTrainer(
@@ -364,13 +368,13 @@ def encode(tokenizer: Any, messages: list[Message]) -> tuple[list[int], list[int
     return ids, emitted
 
 
-def batches(tokenizer: Any, steps: int) -> Iterator[tuple[Any, Any]]:
-    """`(ids_B_T, labels_B_T)`, labels -100 where nothing is trained. Rows are grouped by length to save padding."""
+def batches(tokenizer: Any) -> Iterator[tuple[Any, Any]]:
+    """Endless `(ids_B_T, labels_B_T)`, labels -100 where nothing is trained. Rows of like length stand together."""
     import torch
 
     rng = random.Random(SEED + 2)
     group = 16
-    for _ in range(steps // group):
+    while True:
         rows = sorted((encode(tokenizer, conversation(rng)) for _ in range(BATCH * group)), key=lambda row: len(row[0]))
         starts = list(range(0, len(rows), BATCH))
         rng.shuffle(starts)
@@ -396,10 +400,10 @@ def train_model(tokenizer: Any, steps: int) -> Any:
         [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=3e-3, betas=(0.9, 0.95)
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [3e-3, 3e-3], total_steps=steps + 1, pct_start=0.05, anneal_strategy="cos", cycle_momentum=False
+        optimizer, [3e-3, 3e-3], total_steps=steps, pct_start=0.05, anneal_strategy="cos", cycle_momentum=False
     )
     start = time.perf_counter()
-    for step, (ids_B_T, labels_B_T) in enumerate(batches(tokenizer, steps), 1):
+    for step, (ids_B_T, labels_B_T) in enumerate(islice(batches(tokenizer), steps), 1):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden_B_T_D = model.model(input_ids=ids_B_T, attention_mask=(ids_B_T != 0).long()).last_hidden_state
             wanted = labels_B_T[:, 1:] != -100

@@ -91,7 +91,8 @@ def make_tiny_model(seed: int = 0, **changes: object) -> "Qwen3ForCausalLM":
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(4)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def save_model(model: "Qwen3ForCausalLM", folder: Path) -> str:

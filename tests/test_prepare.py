@@ -244,6 +244,7 @@ def test_the_first_ten_bad_rows_and_how_many_in_all(tt: Tt, tmp_path: Path, bad:
     rows = "1 row was" if bad == 1 else f"{bad} rows were"
     reason = "messages: is missing; the row has no fields"
     assert found.err.splitlines()[2:] == [
+        f"rows in: {2 * bad} = {bad} kept + {bad} refused; nothing is written",
         f"error: {rows} refused:",
         *(f"  in.jsonl:{2 * i}: {reason}" for i in range(1, min(bad, 10) + 1)),
         *(["  … and 2 more"] if bad == 12 else []),
@@ -275,6 +276,33 @@ def test_skip_bad_writes_every_refused_row_with_its_reason(tt: Tt, tmp_path: Pat
     ]  # fmt: skip
     assert [rejects[3][name] for name in ("place", "field")] == ["in.jsonl:8", "messages[0]"]
     assert rejects[3]["row"].startswith("not shown: ")
+
+
+def test_what_a_broken_array_loses_is_said(tt: Tt, tmp_path: Path) -> None:
+    (tmp_path / "in.json").write_bytes(b"[" + GOOD.strip() + b",\n{oops}, " + GOOD.strip() + b"]")
+    found = tt("prepare", "--dataset", "in.json", "--output", "out.jsonl", "--skip-bad")
+    assert (found.code, (tmp_path / "out.jsonl").read_bytes()) == (0, GOOD)
+    assert "note: in.json:2: the rest of this file could not be read" in found.err
+
+
+def test_a_folder_is_not_fed_its_own_output(tt: Tt, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(GOOD + b"{}\n")
+    for _ in range(2):
+        found = tt("prepare", "--dataset", ".", "--output", "out.jsonl", "--skip-bad")
+        assert "rows in: 2 = 1 kept + 1 refused" in found.err
+
+
+def test_an_old_held_out_part_is_pointed_out(tt: Tt, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(pairs(10))
+    assert tt("prepare", "--dataset", "in.jsonl", "--output", "out.jsonl", "--val-fraction", 0.2).code == 0
+    found = tt("prepare", "--dataset", "in.jsonl", "--output", "out.jsonl")
+    assert "note: out.val.jsonl is from an earlier run: it may hold rows that are now trained on" in found.err
+
+
+def test_a_failure_leaves_no_folder(tt: Tt, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(b"{}\n")
+    assert tt("prepare", "--dataset", "in.jsonl", "--output", "new/folder/out.jsonl").code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_a_run_without_refusals_leaves_no_old_rejects(tt: Tt, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_families_without_a_formula() -> None:
 @given(st.integers(1, 500), st.integers(0, 50), st.floats(1e-6, 1e-2))
 def test_schedules_have_their_closed_forms(total: int, warmup: int, peak: float) -> None:
     for step in range(1, total + 1):
-        rates = {s: learning_rate_at(step, total, peak, s, warmup) for s in ("linear", "cosine", "constant")}  # type: ignore[arg-type]
+        rates = {s: learning_rate_at(step, total, peak, s, warmup) for s in ("linear", "cosine", "constant")}
         if step <= warmup:
             assert set(rates.values()) == {peak * step / warmup}
             continue

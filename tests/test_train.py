@@ -324,18 +324,19 @@ class Scripted:
 
 
 def test_two_steps_are_in_flight(tmp_path: Path) -> None:
-    client = Scripted()
+    client: Any = Scripted()
+    service: Any = None
     example = Example(np.array([4, 5, 6], np.int32), np.array([0, 1, 1], np.float32))
     config = TrainConfig(learning_rate=1e-3, save_every=0)
     with TrainingLog(tmp_path / "log.json") as log:
         loop = train.Loop(
             client,
-            None,
+            service,
             Fitted([example] * 4),
             Batches(4, 1, 0),
             config,
             RunDirectory(tmp_path),
-            log,  # type: ignore[arg-type]
+            log,
         )
         assert loop.run(1, 4, train.StopRequest()) == 0
     events = [event for event in client.events if event != "wait step"]

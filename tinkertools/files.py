@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -82,6 +82,7 @@ def whole_files(first: Path, *more: Path) -> Iterator[list[BinaryIO]]:
     with explain_os_errors(first), ExitStack() as cleanup:
         files: list[BinaryIO] = []
         for path in (first, *more):
+            cleanup.callback(_remove_if_empty, [parent for parent in path.parents if not parent.exists()])
             path.parent.mkdir(parents=True, exist_ok=True)
             cleanup.callback(beside(path).unlink, missing_ok=True)
             files.append(cleanup.enter_context(beside(path).open("wb", buffering=1 << 20)))
@@ -93,6 +94,13 @@ def whole_files(first: Path, *more: Path) -> Iterator[list[BinaryIO]]:
         for path in paths:
             beside(path).replace(path)
             sync_directory(path.parent)
+
+
+def _remove_if_empty(directories: list[Path]) -> None:
+    """Remove what was made for files that did not come to be; the innermost first."""
+    for directory in directories:
+        with suppress(OSError):  # it holds files, as it should
+            directory.rmdir()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

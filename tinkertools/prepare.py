@@ -5,7 +5,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -71,6 +71,7 @@ class Counts:
     duplicates: int = 0
     left_out: int = 0
     held_out: int = 0
+    unread: list[str] = field(default_factory=list)
 
 
 def command(
@@ -88,10 +89,13 @@ def command(
     val_fraction: Annotated[
         float, typer.Option(help="Hold out this share, as OUTPUT.val.jsonl; equal conversations stay on one side.")
     ] = 0.0,
-    shuffle: Annotated[bool, typer.Option("--shuffle", help="Write in a random order that --seed decides.")] = False,
+    shuffle: Annotated[
+        bool,
+        typer.Option("--shuffle", help="Write in a random order that --seed decides (needs 24 bytes of memory a row)."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the shuffle and of the held-out part.")] = DEFAULTS.seed,
     dedupe: Annotated[
-        bool, typer.Option("--dedupe", help="Drop repeated conversations (needs about 100 bytes of memory for each).")
+        bool, typer.Option("--dedupe", help="Drop repeated conversations (needs about 150 bytes of memory for each).")
     ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on past bad rows; they go to OUTPUT.rejects.jsonl with the reason.")
@@ -109,6 +113,10 @@ def command(
     console.say(summary(counts))
     if counts.held_out:
         console.say(f"held out: {counts.held_out:,} in {options.validation_output}")
+    elif options.validation_output.exists():
+        console.warn(f"{options.validation_output} is from an earlier run: it may hold rows that are now trained on")
+    for place in counts.unread:
+        console.warn(f"{place}: the rest of this file could not be read")
     if counts.refused:
         console.say(f"refused rows, each with its reason: {options.rejects}")
     console.data(str(options.output))
@@ -137,7 +145,8 @@ def prepare(options: PrepareOptions) -> Counts:
     from tinkertools.files import check_writable_file, whole_files
 
     check_writable_file(options.output)
-    source = find_source(options.dataset, split=options.split, config_name=options.config_name)
+    own = (options.output, options.validation_output, options.rejects)
+    source = find_source(options.dataset, split=options.split, config_name=options.config_name, leave_out=own)
     if source.ignored:
         console.warn(f"{len(source.ignored)} files in {source.name} are no data files, such as {source.ignored[0]}")
     reader = Reader(source, options.format, options.prompt_column, options.completion_column)
@@ -202,6 +211,7 @@ def convert(
     import orjson
 
     from tinkertools.chat.records import Refused, explain_refusals
+    from tinkertools.chat.sources import Malformed
 
     dumps, newline = orjson.dumps, orjson.OPT_APPEND_NEWLINE
     write = out.write
@@ -213,13 +223,16 @@ def convert(
         for item in reader.read():
             if isinstance(item, Refused):
                 counts.refused += 1
+                if isinstance(item.row.value, Malformed) and item.row.value.ends_file:
+                    counts.unread.append(f"{item.row.file}:{item.row.line}")
                 if rejects is not None:
                     rejects.write(_reject(item))
                 elif len(shown) < DEFAULTS.errors_shown:
                     shown.append(item)
                 continue
             if shown:
-                continue  # there will be no output: only the counting of bad rows goes on
+                counts.kept += 1  # there will be no output: only the counting goes on
+                continue
             messages = [system, *item] if system and item[0]["role"] != "system" else item
             line = dumps({"messages": messages}, default=str, option=newline)
             if options.dedupe:
@@ -240,6 +253,7 @@ def convert(
     if reader.format is not None:
         console.say(f"format: {reader.format.description}")
     if shown:
+        console.say(f"{summary(counts)}; nothing is written")
         raise explain_refusals(shown, counts.refused, "mend them, or add --skip-bad to leave bad rows out")
 
 
@@ -269,8 +283,8 @@ def distribute(
     """Copy the staged lines to their files: shuffled, limited, and split by digest so that equal rows stay together."""
     import random
 
-    order = list(range(len(index.digests))) if options.shuffle else range(len(index.digests))
-    if isinstance(order, list):
+    order = array("Q", range(len(index.digests)))
+    if options.shuffle:
         random.Random(options.seed).shuffle(order)
     if options.max_examples is not None:
         counts.left_out = max(0, len(order) - options.max_examples)

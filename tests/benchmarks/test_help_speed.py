@@ -48,6 +48,7 @@ def test_help_costs_little_more_than_typer(command: list[str], bare_command: lis
     ratio = statistics.median(a / b for a, b in pairs)
     ours, theirs = (statistics.median(times) * 1000 for times in zip(*pairs, strict=True))
     print(
-        f"\ntt {' '.join(command)}: {ours:.0f} ms, bare Typer {' '.join(bare_command)}: {theirs:.0f} ms, ratio {ratio:.2f}"
+        f"\ntt {' '.join(command)}: {ours:.0f} ms, bare Typer {' '.join(bare_command)}: {theirs:.0f} ms, "
+        f"ratio {ratio:.2f}"
     )
     assert ratio <= 1.5

@@ -66,7 +66,7 @@ def test_truncation_trains_whole_turns_only(drawn: list[list[float]], limit: int
 def _is_prefix(one: Example, weights: list[float], limit: int) -> bool:
     whole = example(weights)
     candidate = truncate(whole, limit) if len(weights) > limit else whole
-    return candidate.weights.tolist() == one.weights.tolist()
+    return bool(candidate.weights.tolist() == one.weights.tolist())
 
 
 def test_too_long_is_an_error_that_names_the_conversation() -> None:

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
@@ -38,10 +38,11 @@ _LONGEST_WORD = 32
 
 
 class Malformed(NamedTuple):
-    """What stands where a row should be: the reason, and the beginning of the text."""
+    """What stands where a row should be: the reason, the beginning of the text, and whether the rest of the file is lost."""
 
     reason: str
     text: str
+    ends_file: bool = False
 
 
 class RawRow(NamedTuple):
@@ -92,8 +93,10 @@ class Source:
             yield from _hub_rows(self.name, self.hub_config, self.hub_split)
 
 
-def find_source(dataset: str, *, split: str = "train", config_name: str | None = None) -> Source:
-    """Decide what `dataset` names: `-` (stdin), a file, a folder, else a dataset on the Hub.
+def find_source(
+    dataset: str, *, split: str = "train", config_name: str | None = None, leave_out: Collection[Path] = ()
+) -> Source:
+    """Decide what `dataset` names: `-` (stdin), a file, a folder (less `leave_out`), else a dataset on the Hub.
 
     Raises:
         DataError: nothing is there, or the folder holds no data file.
@@ -102,7 +105,10 @@ def find_source(dataset: str, *, split: str = "train", config_name: str | None =
         return Source("-")
     path = Path(dataset)
     if path.is_dir():
-        inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        known = {p.resolve() for p in leave_out}
+        inside = sorted(
+            p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.resolve() not in known
+        )
         files = [p for p in inside if data_suffix(p)]
         if not files:
             raise DataError(
@@ -261,7 +267,7 @@ def _may_be_cut_off(error: Exception, buffer: str) -> bool:
 
 def _unreadable(reason: str, text: str) -> Malformed:
     shown = text[:200].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return Malformed(f"invalid JSON: {reason}; the rest of the file is not read", shown)
+    return Malformed(f"invalid JSON: {reason}; the rest of the file is not read", shown, ends_file=True)
 
 
 def _skip_space(text: str, position: int) -> int:
