@@ -38,7 +38,7 @@ _LONGEST_WORD = 32
 
 
 class Malformed(NamedTuple):
-    """What stands where a row should be: the reason, the beginning of the text, and whether the rest of the file is lost."""
+    """What stands where a row should be: why, how it begins, and whether the rest of the file is lost with it."""
 
     reason: str
     text: str
