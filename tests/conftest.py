@@ -1,7 +1,9 @@
 """What tests share: the command line in this process, a tiny model, and where real data are."""
 
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,3 +123,15 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> str:
 def environment() -> dict[str, str]:
     """The environment for a `tt` in a process of its own: no key, no server."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("TINKER_", "HF_"))}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small tmpfs cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)

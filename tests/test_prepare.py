@@ -454,18 +454,6 @@ def test_no_space(
     assert files_in(tmp_path) == before
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)]
-    if not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("a small tmpfs cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 @pytest.mark.parametrize("options", [[], ["--shuffle"], ["--val-fraction", 0.5]], ids=str)
 def test_a_disk_that_fills_up(tt: Tt, tmp_path: Path, small_disk: Path, options: list[object]) -> None:
     (tmp_path / "in.jsonl").write_bytes(pairs(20_000))

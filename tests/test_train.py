@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinkertools import train
+from tinkertools.adapters.peft_files import is_adapter
 from tinkertools.chat.batching import Batches
 from tinkertools.chat.datums import Fitted
 from tinkertools.chat.rendering import Example
@@ -282,6 +283,22 @@ def test_incomplete_base_models_are_explained(
     assert (found.code, found.out) == (1, "")
     assert words in found.err
     assert not Path("checkpoints").exists()
+
+
+def test_a_disk_that_fills_up_keeps_what_was_good(tt: Tt, tiny: str, data: Path, small_disk: Path) -> None:
+    # Room for one state of this rank with its checkpoint, not for a second one beside it.
+    options = ["--rank", 2, "--save-every", 1, "--max-steps", 8, "--output-dir", small_disk, "--run-name", "r"]
+    found = tt("train", "--base-model", tiny, "--data", data, "--batch", 4, *options)
+    assert (found.code, found.out) == (1, "")
+    assert "error: the disk is full: " in found.err
+    run = RunDirectory(small_disk / "r")
+    assert f"→ make room, then go on with it: tt train --resume {run.path}\n" in found.err
+    assert not run.finished
+    assert run.next_step() >= 2
+    for _, checkpoint in run.checkpoints():
+        assert is_adapter(checkpoint)
+    assert not [p for p in run.path.rglob("*") if ".part-" in p.name or ".old-" in p.name]
+    assert json.loads(run.log.read_text())["version"] == 1
 
 
 def test_an_existing_run_is_not_overwritten(tt: Tt, tiny: str, data: Path) -> None:

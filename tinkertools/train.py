@@ -27,7 +27,7 @@ from tinkertools.config import (
     parse_learning_rate,
 )
 from tinkertools.engines import Choice, choose, open_service
-from tinkertools.errors import Interrupted, RunError, UsageError
+from tinkertools.errors import FileError, Interrupted, RunError, UsageError
 from tinkertools.options import BaseUrl, EngineOption, OutputDir
 from tinkertools.schedules import auto_learning_rate, learning_rate_at
 from tinkertools.shipped import SAMPLE_TRAINING_DATA, is_starter
@@ -199,7 +199,8 @@ def train(plan: Plan) -> None:
     refuse_changed_data(plan, fingerprint)
     with open_service(plan.choice, run.engine_store) as service:
         renderer = load_renderer(config.base_model)
-        examples = render_all(renderer, conversations, PrepareDefaults.errors_shown)
+        with console.progress("render", len(conversations), "conversations") as report:
+            examples = render_all(renderer, conversations, PrepareDefaults.errors_shown, report)
         limit = service.max_length(config.base_model)
         fitted = fit(examples, min(config.max_length or limit, limit), config.overlength)
         show_data(fitted)
@@ -218,7 +219,12 @@ def train(plan: Plan) -> None:
             run.write_config(run_metadata(config, fingerprint, len(conversations), renderer))
         with TrainingLog.reopen(run.log, first_step) as log, stop_on_interrupt() as stop:
             loop = Loop(client, service, fitted, batches, config, run, log)
-            interrupted = loop.run(first_step, total_steps, stop)
+            try:
+                interrupted = loop.run(first_step, total_steps, stop)
+            except FileError as error:
+                raise FileError(
+                    error.message, hint=f"make room, then go on with it: tt train --resume {run.path}"
+                ) from error
         if interrupted:
             run.remove_leftovers()
             raise Interrupted(

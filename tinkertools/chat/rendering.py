@@ -6,7 +6,7 @@ its weight-1 tokens are what the model must emit, the end-of-turn token included
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -252,8 +252,13 @@ def end_of_turn_tokens(base_model: str, tokenizer: "PreTrainedTokenizerBase") ->
     return tokens
 
 
-def render_all(renderer: ChatTemplateRenderer, conversations: list[Conversation], errors_shown: int) -> list[Example]:
-    """The example of each conversation, all of which must have one.
+def render_all(
+    renderer: ChatTemplateRenderer,
+    conversations: list[Conversation],
+    errors_shown: int,
+    report: Callable[[float], None] = lambda _: None,
+) -> list[Example]:
+    """The example of each conversation, all of which must have one. `report` is told how many are done.
 
     Raises:
         DataError: some have none; the first `errors_shown` are named.
@@ -265,6 +270,8 @@ def render_all(renderer: ChatTemplateRenderer, conversations: list[Conversation]
             examples.append(item)
         else:
             failed.append(f"conversation {number}: {item}")
+        if number % _ENCODE_BATCH == 0 or number == len(conversations):
+            report(number)
     if failed:
         more = [f"… and {len(failed) - errors_shown:,} more"] if len(failed) > errors_shown else []
         count = "1 conversation" if len(failed) == 1 else f"{len(failed):,} conversations"
