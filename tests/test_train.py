@@ -360,3 +360,21 @@ def test_two_steps_are_in_flight(tmp_path: Path) -> None:
     assert events == ["submit 1", "submit 2", "wait 1", "submit 3", "wait 2", "submit 4", "wait 3", "wait 4"]
     assert [entry["loss"] for entry in log.steps] == [2.0] * 4
     assert "grad_norm" not in log.steps[0]
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_the_run_can_go_on(
+    tt: Tt, tiny: str, data: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    options = ["--base-model", tiny, "--data", str(data), "--batch", "4", "--max-steps", "4000", "--save-every", "2"]
+    process = start_training(options, tmp_path, environment)
+    wait_for_steps(tmp_path, process, 3)
+    # The second one follows so closely that the first may not have been acted on: both endings are right.
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert f"go on with it: tt train --resume checkpoints/{folder.name}" in err
+    assert RunDirectory(folder).next_step() >= 3
+    json.loads((folder / "training_log.json").read_text())

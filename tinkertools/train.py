@@ -86,6 +86,7 @@ def command(
     ] = None,
 ) -> None:
     """Train a LoRA adapter on conversations. Without options: the starter model on the sample conversations."""
+    plan: Plan | None = None
     try:
         if resume is not None:
             refuse_beside_resume(context)
@@ -101,9 +102,7 @@ def command(
             plan = plan_new(config, choice, output_dir, run_name)
         train(plan)
     except KeyboardInterrupt:
-        raise Interrupted(
-            "stopped before the first step; nothing was written", hint="run the same command again"
-        ) from (None)
+        raise left_at_once(plan) from None
 
 
 @dataclass(frozen=True)
@@ -114,6 +113,16 @@ class Plan:
     choice: Choice
     run: "RunDirectory"
     metadata: dict[str, Any] | None = None
+
+
+def left_at_once(plan: Plan | None) -> Interrupted:
+    """What to say when Ctrl-C did not wait for a step to finish."""
+    if plan is None or not plan.run.exists:
+        return Interrupted("stopped before the first step; nothing was written", hint="run the same command again")
+    return Interrupted(
+        f"stopped at once; what {plan.run.path} holds is whole",
+        hint=f"go on with it: tt train --resume {plan.run.path}",
+    )
 
 
 def default_data(choice: Choice) -> str:

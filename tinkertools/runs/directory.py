@@ -57,6 +57,11 @@ class RunDirectory:
         return self.path / _ENGINE
 
     @property
+    def exists(self) -> bool:
+        """Whether the run was begun."""
+        return (self.path / _CONFIG).is_file()
+
+    @property
     def finished(self) -> bool:
         """Whether training has ended."""
         return self.final_weights.is_dir()
