@@ -22,11 +22,13 @@ class Choice:
 
 
 def choose(engine: Engine, base_model: str | None, server: ServerSettings, *, tinker_path: bool = False) -> Choice:
-    """Decide where to compute.
+    """Decide where to compute. A folder is named by its whole path, so that a run can be used from anywhere.
 
     Raises:
         UsageError: a Hub name without a key and without `--engine local`.
     """
+    if base_model is not None and Path(base_model).is_dir():
+        base_model = str(Path(base_model).resolve())
     if engine == "local":
         return Choice("local", base_model or str(STARTER_MODEL), "--engine local")
     remote = "a tinker:// path" if tinker_path else _server_reason(server)

@@ -94,7 +94,7 @@ def command(
         else:
             choice = choose(engine, base_model, ServerSettings.from_environment(base_url))
             config = TrainConfig(
-                base_model=choice.base_model, data=data or default_data(choice), engine=choice.engine, batch=batch,
+                base_model=choice.base_model, data=data_source(data, choice), engine=choice.engine, batch=batch,
                 max_steps=max_steps, epochs=epochs, rank=rank, learning_rate=parse_learning_rate(learning_rate),
                 lr_schedule=lr_schedule, warmup_steps=warmup_steps, save_every=save_every, max_length=max_length,
                 overlength=overlength, seed=seed,
@@ -125,14 +125,15 @@ def left_at_once(plan: Plan | None) -> Interrupted:
     )
 
 
-def default_data(choice: Choice) -> str:
-    """The data when none is named.
+def data_source(named: str | None, choice: Choice) -> str:
+    """The data named, or those to take when none are: a file by its whole path, so that a run can go on anywhere.
 
     Raises:
-        UsageError: there is no prepared file, and the base model is not the starter model.
+        UsageError: none are named, there is no prepared file, and the base model is not the starter model.
     """
-    if TRAINING_DATA.exists():
-        return str(TRAINING_DATA)
+    if named is not None or TRAINING_DATA.exists():
+        path = Path(named or TRAINING_DATA)
+        return str(path.resolve()) if path.exists() else str(named)
     if is_starter(choice.base_model):
         return str(SAMPLE_TRAINING_DATA)
     raise UsageError(

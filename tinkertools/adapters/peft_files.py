@@ -38,7 +38,7 @@ def base_model_of(directory: Path) -> str | None:
     try:
         name = orjson.loads(file.read_bytes()).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError) as error:
-        raise RunError(f"{file} is not readable: {error}", hint="name a folder with an adapter in PEFT's layout") from (
-            error
-        )
+        raise RunError(
+            f"{file} is not readable: {error}", hint="name a folder with an adapter in PEFT's layout"
+        ) from error
     return str(name) if name else None

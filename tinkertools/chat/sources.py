@@ -146,9 +146,9 @@ def _file_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
         for line, value in pairs:
             yield RawRow(name, line, value)
     except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}", hint="the file is damaged or not what its name says") from (
-            error
-        )
+        raise DataError(
+            f"{path}: cannot be read: {error}", hint="the file is damaged or not what its name says"
+        ) from error
 
 
 def _json_rows(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
