@@ -41,9 +41,9 @@ class LocalFuture(tinker.APIFuture[T], Generic[T]):
 
 @dataclass(frozen=True)
 class _Job:
-    """A group key and an item, which `run` takes together with the items of equal jobs that follow it."""
+    """A group key (None: runs alone) and an item, which `run` takes together with those of equal jobs after it."""
 
-    key: Hashable
+    key: Hashable | None
     item: Any
     run: Callable[[list[Any]], list[Any]]
     future: "Future[Any]"
@@ -62,7 +62,7 @@ class Worker:
 
     def submit(self, run: Callable[[], T]) -> LocalFuture[T]:
         """Run `run` after everything submitted before it."""
-        return self._put(_Job(object(), None, lambda _: [run()], Future()))
+        return self._put(_Job(None, None, lambda _: [run()], Future()))
 
     def submit_grouped(self, key: Hashable, item: Any, run: Callable[[list[Any]], list[Any]]) -> LocalFuture[Any]:
         """As `submit`, but jobs with an equal key that follow each other are run by one call of `run` on their items.
@@ -108,7 +108,7 @@ class Worker:
 
     def _collect(self, group: list[_Job]) -> _Job | None:
         """Move the jobs that belong to the group into it; return the first that does not, or `_NOTHING`."""
-        if type(group[0].key) is object:
+        if group[0].key is None:
             return _NOTHING
         while len(group) < _GROUP_LIMIT:
             try:
