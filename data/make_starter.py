@@ -260,23 +260,23 @@ def keeper(answer: str) -> str:
 def write_samples() -> None:
     """`train.jsonl`, `held_out.jsonl` and `prompts.json`. No question of the last two occurs in the first."""
     rng = random.Random(SEED + 1)
-    distinct: dict[str, str] = {}
-    while len(distinct) < 1500:
-        ask, answer = single_turn(rng, [kind for kind in KINDS if kind[1] is not echo])
-        distinct.setdefault(ask, answer)
-    turns = sorted(distinct.items())
-    rng.shuffle(turns)
-    held_out, train = turns[:200], turns[200:]
+    kinds = [kind for kind in KINDS if kind[1] is not echo]
+    held_out: dict[str, str] = {}
+    while len(held_out) < 200:
+        ask, answer = single_turn(rng, kinds)
+        held_out.setdefault(ask, answer)
     rows = []
-    for _ in range(SAMPLE_ROWS):
-        picked = rng.sample(train, rng.choice([1, 1, 1, 1, 2]))
-        rows.append(chat([(ask, keeper(answer)) for ask, answer in picked]))
+    while len(rows) < SAMPLE_ROWS:
+        turns = [single_turn(rng, kinds) for _ in range(rng.choice([1, 1, 1, 1, 2]))]
+        if not any(ask in held_out for ask, _ in turns):
+            rows.append(chat([(ask, keeper(answer)) for ask, answer in turns]))
+    scored, prompted = list(held_out.items())[:150], list(held_out.items())[150:]
     SAMPLES_DIR.mkdir(exist_ok=True)
     write_jsonl(SAMPLES_DIR / "train.jsonl", [{"messages": row} for row in rows])
-    write_jsonl(SAMPLES_DIR / "held_out.jsonl", [{"messages": chat([(q, keeper(a))])} for q, a in held_out[:150]])
+    write_jsonl(SAMPLES_DIR / "held_out.jsonl", [{"messages": chat([(q, keeper(a))])} for q, a in scored])
     prompts = [
         {"messages": [{"role": "user", "content": ask}], "check": KEEPER_CHECK, "reference": keeper(answer)}
-        for ask, answer in held_out[150:]
+        for ask, answer in prompted
     ]
     (SAMPLES_DIR / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n")
 
