@@ -265,7 +265,7 @@ def write_samples() -> None:
     while len(held_out) < 200:
         ask, answer = single_turn(rng, kinds)
         held_out.setdefault(ask, answer)
-    rows = []
+    rows: list[list[Message]] = []
     while len(rows) < SAMPLE_ROWS:
         turns = [single_turn(rng, kinds) for _ in range(rng.choice([1, 1, 1, 1, 2]))]
         if not any(ask in held_out for ask, _ in turns):

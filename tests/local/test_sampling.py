@@ -31,7 +31,7 @@ def sampler(service: ServiceClient, untied: str) -> SamplingClient:
 
 @pytest.fixture(scope="module")
 def plain(untied: str) -> Any:
-    return AutoModelForCausalLM.from_pretrained(untied, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(untied, dtype=torch.float32).requires_grad_(requires_grad=False)
 
 
 def ask(sampler: SamplingClient, prompts: list[list[int]], n: int = 1, **params: Any) -> list[types.SampleResponse]:

@@ -145,7 +145,7 @@ def test_loss_and_gradient_are_those_of_plain_pytorch(service: ServiceClient, ti
     output = client.forward_backward(BATCH, "cross_entropy").result()
     reference = Reference(tiny, adapter_of(client))
     expected, logprobs = reference.loss(BATCH)
-    assert output.metrics["loss:sum"] == pytest.approx(float(expected), rel=1e-5)
+    assert output.metrics["loss:sum"] == pytest.approx(expected.item(), rel=1e-5)
     for one, found, full in zip(BATCH, output.loss_fn_outputs, logprobs, strict=True):
         weights = one.loss_fn_inputs["weights"].to_torch()
         torch.testing.assert_close(found["logprobs"].to_torch(), full * (weights != 0), atol=1e-5, rtol=1e-5)
@@ -171,7 +171,7 @@ def test_any_lengths_and_weights_agree_with_plain_pytorch(
     data = [datum([token for token, _ in row], [weight for _, weight in row[1:]]) for row in drawn]
     output = client.forward_backward(data, "cross_entropy").result()
     reference = Reference(tiny, adapter_of(client))
-    assert output.metrics["loss:sum"] == pytest.approx(float(reference.loss(data)[0]), rel=1e-5, abs=1e-6)
+    assert output.metrics["loss:sum"] == pytest.approx(reference.loss(data)[0].item(), rel=1e-5, abs=1e-6)
     found = {
         name: p.grad if p.grad is not None else torch.zeros_like(p)
         for name, p in client._base.adapter_parameters(client._adapter).items()

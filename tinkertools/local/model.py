@@ -166,10 +166,10 @@ class BaseModel:
         adapter = f"adapter_{self._adapters}"
         self._adapters += 1
         with warnings.catch_warnings():
-            # PEFT warns that merging an adapter on a tied output layer changes the input embedding as well; here the
-            # adapter is never merged.
+            # PEFT warns that merging an adapter on a tied output layer changes the input embedding as well (here none
+            # is ever merged), and of missing tensors (here they are an error).
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
-            warnings.filterwarnings("ignore", message=".*ensure_weight_tying.*")
+            warnings.filterwarnings("ignore", message="Found missing adapter keys.*")
             if directory is None:
                 if self._peft is None:
                     self._peft = PeftModel(self._model, config, adapter_name=adapter)
