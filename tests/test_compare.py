@@ -2,6 +2,9 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +109,22 @@ def test_a_seed_repeats_the_answers(tt: Tt, trained: Path) -> None:
         results = json.loads(Path("comparison_results.json").read_text())["results"]
         texts.append([r["base_response"] for r in results])
     assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("command", ["test", "compare"])
+def test_ctrl_c_writes_nothing(trained: Path, tmp_path: Path, environment: dict[str, str], command: str) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tinkertools", command], cwd=tmp_path, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("adapter: ")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-2:] == ["error: stopped; nothing was written", "  → run the same command again"]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_answers_are_shown_as_they_are(tt: Tt, trained: Path) -> None:

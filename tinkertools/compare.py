@@ -55,10 +55,6 @@ def command(
         raise UsageError(
             "one adapter and --no-compare-base leave nothing to compare", hint="name two runs, or use tt test"
         )
-    for weights in adapters:
-        console.say(f"adapter: {weights.directory}")
-        if weights.note:
-            console.warn(weights.note)
     bases = sorted({base_of(base_model, weights) for weights in adapters})
     if len(bases) > 1:
         raise NotYetError(f"these adapters have different base models, which this version cannot compare: {bases}")
@@ -67,6 +63,10 @@ def command(
     for weights in adapters:
         models["lora" if len(adapters) == 1 else _unused(weights.label, models)] = weights.directory
     try:
+        for weights in adapters:
+            console.say(f"adapter: {weights.directory}")
+            if weights.note:
+                console.warn(weights.note)
         found = evaluate(choice, models, test_prompts, data, settings, console.progress)
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing was written", hint="run the same command again") from None

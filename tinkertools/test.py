@@ -48,11 +48,11 @@ def command(
     settings = Settings(max_tokens, temperature, seed)
     check_writable_file(output)
     weights = find_weights(lora_weights, output_dir)
-    console.say(f"adapter: {weights.directory}")
-    if weights.note:
-        console.warn(weights.note)
     choice = choose(engine, base_of(base_model, weights), ServerSettings.from_environment(base_url))
     try:
+        console.say(f"adapter: {weights.directory}")
+        if weights.note:
+            console.warn(weights.note)
         found = evaluate(choice, {"lora": weights.directory}, test_prompts, data, settings, console.progress)
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing was written", hint="run the same command again") from None

@@ -21,6 +21,9 @@ from tinkertools.errors import DataError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# What to try when a base model cannot be loaded.
+LOADING_HINT = "check the folder or name; a Hub model needs a network (HF_ENDPOINT names a mirror), HF_TOKEN if gated"
+
 # How many conversations go through the tokenizer at once.
 _ENCODE_BATCH = 256
 
@@ -230,7 +233,7 @@ def load_tokenizer(base_model: str) -> "PreTrainedTokenizerBase":
         first_line = str(error).strip().split("\n", maxsplit=1)[0]
         raise ModelError(
             f"the tokenizer of {base_model} cannot be loaded: {first_line}",
-            hint="check the folder or the name; a Hub model needs a network, and HF_TOKEN if it is gated",
+            hint=LOADING_HINT,
         ) from error
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer of {base_model} gives no offsets", hint="it needs a tokenizer.json")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tinkertools.chat.rendering import load_tokenizer
+from tinkertools.chat.rendering import LOADING_HINT, load_tokenizer
 from tinkertools.config import LORA_ALPHA
 from tinkertools.errors import EngineError, ModelError
 from tinkertools.local.worker import Worker
@@ -254,7 +254,7 @@ def _load(name: str, dtype: torch.dtype, device: torch.device) -> "PreTrainedMod
     except Exception as error:
         raise ModelError(
             f"the model {name} cannot be loaded: {str(error).strip().splitlines()[0]}",
-            hint="check the folder or the name; a Hub model needs a network, and HF_TOKEN if it is gated",
+            hint=LOADING_HINT,
         ) from error
     model.requires_grad_(requires_grad=False)
     model.eval()
