@@ -46,10 +46,6 @@ def test_what_cannot_be_chosen_offers_both_ways_on(engine: Engine, base_model: s
     assert "--engine local" in str(caught.value.hint)
 
 
-def test_a_tinker_path_means_the_server() -> None:
-    assert choose("auto", "Qwen/Qwen3-8B", NONE, tinker_path=True).engine == "tinker"
-
-
 def test_the_environment_and_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ServerSettings.from_environment() == NONE
     monkeypatch.setenv("TINKER_API_BASE", "http://base")

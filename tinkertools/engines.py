@@ -21,7 +21,7 @@ class Choice:
     reason: str
 
 
-def choose(engine: Engine, base_model: str | None, server: ServerSettings, *, tinker_path: bool = False) -> Choice:
+def choose(engine: Engine, base_model: str | None, server: ServerSettings) -> Choice:
     """Decide where to compute. A folder is named by its whole path, so that a run can be used from anywhere.
 
     Raises:
@@ -31,7 +31,7 @@ def choose(engine: Engine, base_model: str | None, server: ServerSettings, *, ti
         base_model = str(Path(base_model).resolve())
     if engine == "local":
         return Choice("local", base_model or str(STARTER_MODEL), "--engine local")
-    remote = "a tinker:// path" if tinker_path else _server_reason(server)
+    remote = _server_reason(server)
     if engine == "tinker" or remote:
         if base_model is None:
             raise UsageError(

@@ -57,11 +57,10 @@ def fit(examples: Sequence[Example], max_length: int, overlength: Overlength) ->
                 dropped += 1
                 continue
             fitted = truncate(example, max_length)
-            cut += 1
         if not fitted.trained_tokens:
             untrained += 1
-            cut -= fitted is not example
             continue
+        cut += fitted is not example
         kept.append(fitted)
     if not kept:
         raise DataError(
