@@ -1,5 +1,6 @@
 """The embedded engine's sampling against transformers' own generation."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -80,6 +81,28 @@ def test_an_answer_does_not_depend_on_its_neighbours(sampler: SamplingClient) ->
     for a, b in zip(together, alone, strict=True):
         assert [s.tokens for s in a.sequences] == [s.tokens for s in b.sequences]
         assert len({tuple(s.tokens) for s in a.sequences}) == 3  # each sample has a seed of its own
+
+
+def test_prompts_share_a_batch_and_each_token_is_computed_once(
+    sampler: SamplingClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    hidden_states = sampler._base.hidden_states
+
+    def recorded(**inputs: Any) -> Any:
+        shapes.append(tuple(inputs["input_ids"].shape))
+        return hidden_states(**inputs)
+
+    monkeypatch.setattr(sampler._base, "hidden_states", recorded)
+    gate = threading.Event()
+    sampler._base.worker.submit(gate.wait)  # all requests wait in the queue before the first is looked at
+    futures = [
+        sampler.sample(types.ModelInput.from_ints(p), 1, types.SamplingParams(max_tokens=4, temperature=0, stop=[]))
+        for p in PROMPTS
+    ]
+    gate.set()
+    assert [len(future.result().sequences[0].tokens) for future in futures] == [4] * 5
+    assert shapes == [(5, 12), (5, 1), (5, 1), (5, 1)]
 
 
 def test_many_prompts_fill_several_batches(sampler: SamplingClient, plain: Any) -> None:

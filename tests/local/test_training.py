@@ -264,7 +264,7 @@ def test_the_base_model_never_changes(service: ServiceClient, tiny: str) -> None
     plain = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     ids = types.ModelInput.from_ints([4, 5, 6, 7])
     found = service.create_sampling_client(base_model=tiny).compute_logprobs(ids).result()
-    logprobs = plain(torch.tensor([[4, 5, 6, 7]])).logits[0].log_softmax(-1)
+    logprobs = plain(torch.tensor([[4, 5, 6, 7]])).logits[0].log_softmax(-1).detach()
     expected = [None, *(pytest.approx(float(logprobs[i, t]), abs=1e-5) for i, t in enumerate([5, 6, 7]))]
     assert found == expected
 
@@ -430,3 +430,33 @@ def test_logits_exist_for_one_chunk_at_a_time() -> None:
     assert whole.grad is not None
     torch.testing.assert_close(gradient, whole.grad, atol=1e-5, rtol=1e-5)
     assert losses.chunk_rows(151_936) * 151_936 * 4 <= 64 * 2**20
+
+
+def test_no_request_holds_more_logits_than_a_chunk(
+    service: ServiceClient, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = service.create_lora_training_client(tiny, rank=2, seed=2)
+    train(client, 2)
+    sampler = service.create_sampling_client(base_model=tiny)
+    sequence = types.ModelInput.from_ints(list(range(4, 40)))
+
+    def everything() -> list[Any]:
+        outputs = [client.forward_backward(BATCH, "cross_entropy"), client.forward(BATCH, "cross_entropy")]
+        found: list[Any] = [o["logprobs"].tolist() for output in outputs for o in output.result().loss_fn_outputs]
+        return [*found, sampler.compute_logprobs(sequence).result()]
+
+    whole = everything()
+    positions: list[int] = []
+    logits = client._base.logits
+
+    def counted(hidden_N_D: torch.Tensor) -> torch.Tensor:
+        positions.append(len(hidden_N_D))
+        return logits(hidden_N_D)
+
+    monkeypatch.setattr(client._base, "logits", counted)
+    monkeypatch.setattr(losses, "_LOGIT_ELEMENTS", 3 * 2048)
+    for found, expected in zip(everything(), whole, strict=True):
+        assert found == [None if value is None else pytest.approx(value, abs=1e-5) for value in expected]
+    # forward_backward asks for the six positions with a weight only, forward and compute_logprobs for all.
+    assert max(positions) == 3
+    assert sum(positions) == 6 + sum(one.model_input.length for one in BATCH) + 35
