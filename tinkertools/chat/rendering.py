@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 # What to try when a base model cannot be loaded.
 LOADING_HINT = "check the folder or name; a Hub model needs a network (HF_ENDPOINT names a mirror), HF_TOKEN if gated"
 
+# Unicode's characters without a meaning of their own, which take the place of others for a while.
+_PRIVATE_USE = range(0xE000, 0xF900)
+
+# From the number of a character that hides another to that other, as `str.translate` takes it.
+WayBack = dict[int, str]
+
 # How many conversations go through the tokenizer at once.
 _ENCODE_BATCH = 256
 
@@ -47,10 +53,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text, with the character spans that the model must emit."""
+    """A conversation as text, with the character spans that the model must emit.
+
+    Where a message holds the text of a control token, `way_back` turns the characters that hide it into its own.
+    """
 
     text: str
     spans: list[tuple[int, int]]
+    way_back: WayBack
 
 
 class ChatTemplateRenderer:
@@ -62,17 +72,18 @@ class ChatTemplateRenderer:
         self._tokenizer = tokenizer
         self.stop_tokens = list(stop_tokens)
         self._stop_texts = [str(tokenizer.convert_ids_to_tokens(token)) for token in self.stop_tokens]
-        control = sorted({str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, control))) if control else None
+        self._control_ids = {str(t): number for number, t in tokenizer.added_tokens_decoder.items() if t.special}
+        longest_first = sorted(self._control_ids, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def generation_prompt(self, messages: Conversation) -> list[int]:
         """The tokens after which the model answers the last message.
 
         Raises:
-            RenderError: a message holds a control token, or the template refuses the conversation.
+            RenderError: the template refuses the conversation.
         """
-        self._refuse_control_tokens(messages)
-        return self._encode(self._template(messages, generation=True))
+        messages, way_back = self._hide(messages)
+        return self._encode(self._template(messages, generation=True), way_back)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """An answer's text: control tokens, such as the end of the turn, left out."""
@@ -83,12 +94,13 @@ class ChatTemplateRenderer:
         remaining = iter(conversations)
         while block := list(islice(remaining, _ENCODE_BATCH)):
             found = [self._rendered_or_error(conversation) for conversation in block]
-            texts = [item.text for item in found if isinstance(item, Rendered)]
+            texts = [item.text for item in found if isinstance(item, Rendered) and not item.way_back]
             encoded = iter(self._encode_with_offsets(texts))
             for item in found:
                 if isinstance(item, Rendered):
                     try:
-                        yield self._weigh(item, *next(encoded))
+                        hidden = self._encode_hidden(item.text, item.way_back) if item.way_back else None
+                        yield self._weigh(item, *(hidden or next(encoded)))
                     except RenderError as error:
                         yield error
                 else:
@@ -107,7 +119,7 @@ class ChatTemplateRenderer:
             RenderError: the template writes an earlier turn differently once later ones follow, or ends a turn without
                 an end-of-turn token.
         """
-        self._refuse_control_tokens(messages)
+        messages, way_back = self._hide(messages)
         whole = self._template(messages, generation=False)
         spans: list[tuple[int, int]] = []
         for i, message in enumerate(messages):
@@ -129,7 +141,7 @@ class ChatTemplateRenderer:
             if not whole.startswith(up_to[:end]):
                 raise RenderError(f"messages[{i}]: the chat template rewrites this turn once later turns follow it")
             spans.append((len(prompt), end))
-        return Rendered(whole, spans)
+        return Rendered(whole, spans, way_back)
 
     def _end_of_turn(self, text: str, start: int) -> int | None:
         ends = [at + len(stop) for stop in self._stop_texts if (at := text.find(stop, start)) >= 0]
@@ -137,32 +149,34 @@ class ChatTemplateRenderer:
 
     def _weigh(self, rendered: Rendered, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Example:
         """Weights by character spans; a token that reaches across a span's border is cut there, as sampling would."""
-        text, spans = rendered.text, rendered.spans
+        spans = rendered.spans
         starts = [begin for begin, _ in offsets]
         for start, end in spans:
             at = bisect_left(starts, start)
             if at and offsets[at - 1][1] > start:
-                return self._weigh_in_pieces(text, spans)
+                return self._weigh_in_pieces(rendered)
             at = bisect_left(starts, end)
             if at and offsets[at - 1][1] > end:
-                return self._weigh_in_pieces(text, spans)
+                return self._weigh_in_pieces(rendered)
         weights = np.zeros(len(ids), np.float32)
         for start, end in spans:
             weights[bisect_left(starts, start) : bisect_left(starts, end)] = 1
         return Example(np.asarray(ids, np.int32), weights)
 
-    def _weigh_in_pieces(self, text: str, spans: list[tuple[int, int]]) -> Example:
+    def _weigh_in_pieces(self, rendered: Rendered) -> Example:
         """Tokens of the text cut at the spans' borders, where the tokenizer would merge across one."""
-        borders = [0, *(border for span in spans for border in span), len(text)]
-        pieces = [text[a:b] for a, b in pairwise(borders)]
-        ids = [self._encode(piece) for piece in pieces]
+        text = rendered.text
+        borders = [0, *(border for span in rendered.spans for border in span), len(text)]
+        ids = [self._encode(text[a:b], rendered.way_back) for a, b in pairwise(borders)]
         tokens = [token for piece in ids for token in piece]
-        if self._tokenizer.decode(tokens) != text:
+        if self._tokenizer.decode(tokens) != text.translate(rendered.way_back):
             raise RenderError("a token reaches across the border of an answer, and this tokenizer cannot be cut there")
         weights = [float(i % 2) for i, piece in enumerate(ids) for _ in piece]
         return Example(np.asarray(tokens, np.int32), np.asarray(weights, np.float32))
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, way_back: WayBack) -> list[int]:
+        if way_back:
+            return self._encode_hidden(text, way_back)[0]
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _encode_with_offsets(self, texts: list[str]) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
@@ -182,14 +196,47 @@ class ChatTemplateRenderer:
             raise RenderError(f"the chat template refuses the conversation: {error}") from error
         return str(text)
 
-    def _refuse_control_tokens(self, messages: Conversation) -> None:
-        # As text, `<|im_end|>` in a message would become the control token and end the turn.
-        for i, message in enumerate(messages):
-            if self._control and (found := self._control.search(message["content"])):
-                raise RenderError(
-                    f"messages[{i}].content holds the model's control token '{found[0]}', which this version cannot "
-                    "keep as plain text"
-                )
+    def _hide(self, messages: Conversation) -> tuple[Conversation, WayBack]:
+        """The messages with the control tokens in their text out of the tokenizer's sight, and the way back.
+
+        As it stands, `<|im_end|>` in a message would become the control token and end the turn. Its first character
+        becomes one that occurs nowhere else; so every place in the text stays where it is.
+        """
+        control = self._control
+        if control is None or not any(control.search(message["content"]) for message in messages):
+            return messages, {}
+        used = set().union(*(message["content"] for message in messages))
+        spare = (mask for mask in map(chr, _PRIVATE_USE) if mask not in used)
+        masks = {first: next(spare) for first in sorted({token[0] for token in self._control_ids})}
+        hidden = []
+        for message in messages:
+            text = message["content"]
+            while control.search(text):  # again, since one may overlap another
+                text = control.sub(lambda found: masks[found[0][0]] + found[0][1:], text)
+            hidden.append({**message, "content": text})
+        return hidden, {ord(mask): first for first, mask in masks.items()}
+
+    def _encode_hidden(self, text: str, way_back: WayBack) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and offsets of a text in which only the template's own control tokens are control tokens."""
+        assert self._control is not None
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        position = 0
+        for found in [*self._control.finditer(text), None]:
+            end = found.start() if found else len(text)
+            part = self._tokenizer(
+                text[position:end].translate(way_back), add_special_tokens=False, return_offsets_mapping=True,
+                split_special_tokens=True,
+            )  # fmt: skip
+            ids += part["input_ids"]
+            offsets += [(a + position, b + position) for a, b in part["offset_mapping"]]
+            if found:
+                ids.append(self._control_ids[found[0]])
+                offsets.append(found.span())
+                position = found.end()
+        if self._tokenizer.decode(ids) != text.translate(way_back):
+            raise RenderError("a message holds a control token, which this tokenizer cannot write as plain text")
+        return ids, offsets
 
 
 def load_renderer(base_model: str) -> ChatTemplateRenderer:
