@@ -20,8 +20,21 @@ from tinkertools.errors import DataError, ModelError
 from tinkertools.shipped import STARTER_MODEL
 
 Conversation = list[dict[str, Any]]
-TOKENIZER: Any = AutoTokenizer.from_pretrained(STARTER_MODEL)
-RENDERER = load_renderer(str(STARTER_MODEL))
+
+
+def merging_tokenizer() -> Any:
+    """The starter's tokenizer, trained again on text in which newlines and spaces stand in runs: it merges them."""
+    starter: Any = AutoTokenizer.from_pretrained(STARTER_MODEL)
+    controls = [str(token) for token in starter.added_tokens_decoder.values()]
+    runs = [
+        "a" + first + second + "b" for first in ("\n", "\n\n", " \n", "  ", "\t") for second in ("\n", "\n\n", "  ", "")
+    ]
+    texts = [*runs, "user", "assistant", "system", "Hi.", "Hello!"] * 20
+    return starter.train_new_from_iterator(texts, 400, new_special_tokens=controls)
+
+
+TOKENIZER: Any = merging_tokenizer()
+RENDERER = ChatTemplateRenderer(TOKENIZER, [TOKENIZER.convert_tokens_to_ids("<|im_end|>")])
 CHAT_TEMPLATE = str(TOKENIZER.chat_template)
 END = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
 
@@ -78,23 +91,22 @@ def test_what_is_trained_is_what_is_sampled(turns: list[tuple[str, str]], system
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     assert len(runs) == len(answers)
     for (start, ids), i in zip(runs, answers, strict=True):
-        assert example.tokens[:start].tolist()[-3:] == RENDERER.generation_prompt(messages[:i])[-3:]
-        assert TOKENIZER.decode(example.tokens[:start].tolist()) == TOKENIZER.decode(
-            RENDERER.generation_prompt(messages[:i])
-        )
+        assert example.tokens[:start].tolist() == RENDERER.generation_prompt(messages[:i])
         assert TOKENIZER.decode(ids) == messages[i]["content"] + "<|im_end|>"
         assert ids[-1] == END
-    first_prompt = RENDERER.generation_prompt(messages[: answers[0]])
-    assert example.tokens[: runs[0][0]].tolist() == first_prompt
 
 
 def test_a_merge_across_the_border_is_cut_as_sampling_would_cut_it() -> None:
-    # "\n\n" is one token of this tokenizer, or could be: the header's newline must stay the prompt's own.
-    example = render(chat("Hello!", "\n\nHi."))
-    prompt = RENDERER.generation_prompt(chat("Hello!"))
-    ((start, ids),) = trained_runs(example)
-    assert example.tokens[:start].tolist() == prompt
-    assert TOKENIZER.decode(ids) == "\n\nHi.<|im_end|>"
+    merged = TOKENIZER.encode("assistant\n\n\nHi.")
+    header, answer = TOKENIZER.encode("assistant\n"), TOKENIZER.encode("\n\nHi.")
+    assert merged != header + answer  # this tokenizer would merge them
+    example = render(chat("Hello!", "\n\nHi.", "Hello!", "Hi."))
+    first, second = trained_runs(example)
+    assert first[1] == [*answer, END]
+    assert example.tokens[: first[0]].tolist() == RENDERER.generation_prompt(chat("Hello!"))
+    # What was said stays as it was said when it is history.
+    history = RENDERER.generation_prompt(chat("Hello!", "\n\nHi.", "Hello!"))
+    assert example.tokens[: second[0]].tolist() == history
 
 
 def test_rendering_in_blocks_keeps_the_order() -> None:

@@ -83,7 +83,13 @@ class ChatTemplateRenderer:
             RenderError: the template refuses the conversation.
         """
         messages, way_back = self._hide(messages)
-        return self._encode(self._template(messages, generation=True), way_back)
+        text = self._template(messages, generation=True)
+        try:
+            spans = self._spans(messages, text)
+        except RenderError:
+            spans = []  # this history has no mask, so nothing was trained after it: the template alone decides
+        tokens: list[int] = self._example(Rendered(text, spans, way_back)).tokens.tolist()
+        return tokens
 
     def decode(self, tokens: Sequence[int]) -> str:
         """An answer's text: control tokens, such as the end of the turn, left out."""
@@ -99,8 +105,7 @@ class ChatTemplateRenderer:
             for item in found:
                 if isinstance(item, Rendered):
                     try:
-                        hidden = self._encode_hidden(item.text, item.way_back) if item.way_back else None
-                        yield self._weigh(item, *(hidden or next(encoded)))
+                        yield self._example(item) if item.way_back else self._weigh(item, *next(encoded))
                     except RenderError as error:
                         yield error
                 else:
@@ -121,12 +126,16 @@ class ChatTemplateRenderer:
         """
         messages, way_back = self._hide(messages)
         whole = self._template(messages, generation=False)
+        return Rendered(whole, self._spans(messages, whole), way_back)
+
+    def _spans(self, messages: Conversation, whole: str) -> list[tuple[int, int]]:
+        """The span of each assistant turn in `whole`, which begins with the messages as the template writes them."""
         spans: list[tuple[int, int]] = []
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             prompt = self._template(messages[:i], generation=True)
-            up_to = whole if i == len(messages) - 1 else self._template(messages[: i + 1], generation=False)
+            up_to = self._template(messages[: i + 1], generation=False)
             if not (whole.startswith(prompt) and up_to.startswith(prompt)):
                 raise RenderError(
                     f"messages[{i}]: the chat template writes the conversation before this turn differently from the "
@@ -141,11 +150,17 @@ class ChatTemplateRenderer:
             if not whole.startswith(up_to[:end]):
                 raise RenderError(f"messages[{i}]: the chat template rewrites this turn once later turns follow it")
             spans.append((len(prompt), end))
-        return Rendered(whole, spans, way_back)
+        return spans
 
     def _end_of_turn(self, text: str, start: int) -> int | None:
         ends = [at + len(stop) for stop in self._stop_texts if (at := text.find(stop, start)) >= 0]
         return min(ends, default=None)
+
+    def _example(self, rendered: Rendered) -> Example:
+        """One rendered text as tokens and weights."""
+        if rendered.way_back:
+            return self._weigh(rendered, *self._encode_hidden(rendered.text, rendered.way_back))
+        return self._weigh(rendered, *next(self._encode_with_offsets([rendered.text])))
 
     def _weigh(self, rendered: Rendered, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Example:
         """Weights by character spans; a token that reaches across a span's border is cut there, as sampling would."""
