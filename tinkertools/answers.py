@@ -13,7 +13,7 @@ import orjson
 
 from tinkertools.config import PrepareDefaults
 from tinkertools.engines import Choice, open_service
-from tinkertools.errors import DataError, RunError, UsageError
+from tinkertools.errors import DataError, EngineError, RunError, UsageError
 from tinkertools.files import explain_os_errors
 from tinkertools.runs.directory import Weights
 from tinkertools.shipped import GENERAL_PROMPTS, SAMPLE_PROMPTS, is_starter
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tinkertools.chat.records import Conversation
     from tinkertools.chat.rendering import ChatTemplateRenderer, Example
     from tinkertools.local.sampling import SamplingClient
+
+_HINT = 'a prompt is "text", [{"role": "user", "content": "text"}] or {"messages": [...]}'
 
 Report = Callable[[float], None]
 ProgressMaker = Callable[[str, float, str], AbstractContextManager[Report]]
@@ -122,19 +124,19 @@ def _prompt(value: Any, place: str) -> Prompt:
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
-        raise DataError(f"{place}: expected a string, a list of messages, or an object with messages")
+        raise DataError(f"{place}: expected a string, a list of messages, or an object with messages", hint=_HINT)
     for i, message in enumerate(value):
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise DataError(f"{place}: messages[{i}] must have a role and a content, both text")
+            raise DataError(f"{place}: messages[{i}] must have a role and a content, both text", hint=_HINT)
     if value[-1]["role"] == "assistant":
         value = value[:-1]
     if not value or value[-1]["role"] != "user":
-        raise DataError(f"{place}: the last message must be the user's, for the model to answer")
+        raise DataError(f"{place}: the last message must be the user's, for the model to answer", hint=_HINT)
     if check is not None:
         try:
             re.compile(check)
         except (re.error, TypeError) as error:
-            raise DataError(f"{place}: check is not a regular expression: {error}") from error
+            raise DataError(f"{place}: check is not a regular expression: {error}", hint="mend or remove it") from error
     return Prompt(value, check)
 
 
@@ -160,7 +162,7 @@ def ask(
         try:
             tokens = renderer.generation_prompt(prompt.messages)
         except RenderError as error:
-            raise DataError(f"prompt {number}: {error}") from error
+            raise DataError(f"prompt {number}: {error}", hint="change it, or leave it out") from error
         params = types.SamplingParams(
             max_tokens=settings.max_tokens,
             temperature=settings.temperature,
@@ -170,7 +172,11 @@ def ask(
         futures.append(sampler.sample(types.ModelInput.from_ints(tokens), 1, params))
     answers: list[str] = []
     for done, future in enumerate(futures, 1):
-        answers.append(renderer.decode(future.result().sequences[0].tokens))
+        try:
+            answers.append(renderer.decode(future.result().sequences[0].tokens))
+        except EngineError as error:
+            hint = error.hint or "shorten it, or leave it out"
+            raise EngineError(f"prompt {done}: {error.message}", hint=hint) from error
         report(done)
     return answers
 
@@ -243,8 +249,11 @@ def evaluate(
     scores: dict[str, dict[str, Any]] = {}
     with open_service(choice) as service:
         renderer = load_renderer(base_model)
-        rendered = render_all(renderer, conversations, PrepareDefaults.errors_shown)
-        fitted = fit(rendered, service.max_length(base_model), "drop") if conversations else None
+        fitted = None
+        if conversations:
+            with progress("render", len(conversations), "conversations") as report:
+                rendered = render_all(renderer, conversations, PrepareDefaults.errors_shown, report)
+            fitted = fit(rendered, service.max_length(base_model), "drop")
         for label, folder in models.items():
             sampler = service.create_sampling_client(str(folder) if folder else None, base_model)
             with progress(f"{label}: answer", len(prompts), "prompts") as report:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tinkertools import console
-from tinkertools.config import OUTPUT_DIR, AnswerDefaults, ServerSettings
+from tinkertools.config import ENGINE, OUTPUT_DIR, AnswerDefaults, ServerSettings
 from tinkertools.engines import choose
 from tinkertools.errors import Interrupted, NotYetError, UsageError
 from tinkertools.files import check_writable_file, write_json
@@ -38,7 +38,7 @@ def command(
     max_tokens: MaxTokens = DEFAULTS.max_tokens,
     temperature: Temperature = DEFAULTS.temperature,
     seed: SamplingSeed = DEFAULTS.seed,
-    engine: EngineOption = "auto",
+    engine: EngineOption = ENGINE,
     base_url: BaseUrl = None,
     output_dir: OutputDir = OUTPUT_DIR,
     output: ResultsFile = DEFAULTS.compare_output,
@@ -57,7 +57,10 @@ def command(
         )
     bases = sorted({base_of(base_model, weights) for weights in adapters})
     if len(bases) > 1:
-        raise NotYetError(f"these adapters have different base models, which this version cannot compare: {bases}")
+        raise NotYetError(
+            f"these adapters have different base models, which this version cannot compare: {bases}",
+            hint="compare each with its own base",
+        )
     choice = choose(engine, bases[0], ServerSettings.from_environment(base_url))
     models: dict[str, Path | None] = {"base": None} if compare_base else {}
     for weights in adapters:

@@ -19,6 +19,8 @@ CONFIG_VERSION = 1
 TRAINING_DATA = Path("data/training_data.jsonl")
 OUTPUT_DIR = Path("checkpoints")
 
+ENGINE: Engine = "auto"
+
 # LoRA as Tinker does it: the scale is LORA_ALPHA / rank whatever the rank.
 LORA_ALPHA = 32
 
@@ -31,6 +33,8 @@ class PrepareDefaults:
     """Defaults of `tt prepare`."""
 
     split: str = "train"
+    format: Format = "auto"
+    val_fraction: float = 0.0
     seed: int = 0
     errors_shown: int = 10
 
@@ -56,7 +60,7 @@ class TrainConfig:
 
     base_model: str = ""
     data: str = ""
-    engine: Engine = "auto"
+    engine: Engine = ENGINE
     batch: int = 64
     max_steps: int = 0
     epochs: int = 1

@@ -82,13 +82,13 @@ def command(
     split: Annotated[str, typer.Option(help="The split of a Hub dataset.")] = DEFAULTS.split,
     config_name: Annotated[str | None, typer.Option(help="The configuration (subset) of a Hub dataset.")] = None,
     max_examples: Annotated[int | None, typer.Option(help="Keep at most this many conversations.")] = None,
-    format: Annotated[Format, typer.Option(help="The form of the rows; auto says what it found.")] = "auto",
+    format: Annotated[Format, typer.Option(help="The form of the rows; auto says what it found.")] = DEFAULTS.format,
     prompt_column: Annotated[str | None, typer.Option(help="The column that asks.")] = None,
     completion_column: Annotated[str | None, typer.Option(help="The column that answers.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message for conversations that have none.")] = None,
     val_fraction: Annotated[
         float, typer.Option(help="Hold out this share, as OUTPUT.val.jsonl; equal conversations stay on one side.")
-    ] = 0.0,
+    ] = DEFAULTS.val_fraction,
     shuffle: Annotated[
         bool,
         typer.Option("--shuffle", help="Write in a random order that --seed decides (needs 24 bytes of memory a row)."),

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from tinkertools import console
-from tinkertools.config import OUTPUT_DIR, AnswerDefaults, ServerSettings
+from tinkertools.config import ENGINE, OUTPUT_DIR, AnswerDefaults, ServerSettings
 from tinkertools.engines import choose
 from tinkertools.errors import Interrupted
 from tinkertools.files import check_writable_file, write_json
@@ -36,7 +36,7 @@ def command(
     max_tokens: MaxTokens = DEFAULTS.max_tokens,
     temperature: Temperature = DEFAULTS.temperature,
     seed: SamplingSeed = DEFAULTS.seed,
-    engine: EngineOption = "auto",
+    engine: EngineOption = ENGINE,
     base_url: BaseUrl = None,
     output_dir: OutputDir = OUTPUT_DIR,
     output: ResultsFile = DEFAULTS.test_output,

@@ -12,7 +12,7 @@ import tinker
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tinker import types
 from transformers import AutoModelForCausalLM
 
@@ -391,7 +391,7 @@ def test_bad_steps_and_states_are_refused(service: ServiceClient, tiny: str, tmp
         client.save_state("../escape").result()
     other_rank = service.create_lora_training_client(tiny, rank=4, seed=2)
     path = other_rank.save_state("rank4").result().path
-    with pytest.raises(EngineError, match="does not fit the adapter"):
+    with pytest.raises(EngineError, match="tensors do not fit the adapter"):
         client.load_state(path).result()
     with pytest.raises(EngineError, match="holds no adapter"):
         service.create_sampling_client(str(tmp_path))
@@ -460,3 +460,32 @@ def test_no_request_holds_more_logits_than_a_chunk(
     # forward_backward asks for the six positions with a weight only, forward and compute_logprobs for all.
     assert max(positions) == 3
     assert sum(positions) == 6 + sum(one.model_input.length for one in BATCH) + 35
+
+
+def test_a_misfit_adapter_is_refused_and_leaves_the_model_usable(tmp_path: Path, tiny: str) -> None:
+    with ServiceClient(store=tmp_path, device="cpu") as service:
+        client = service.create_lora_training_client(tiny, rank=2, seed=0)
+        train(client, 1)
+        good = service.checkpoint_directory(client.save_weights_for_sampler("good").result().path)
+    prompt = types.ModelInput.from_ints([4, 5, 6])
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "adapter_config.json").write_bytes((good / "adapter_config.json").read_bytes())
+    tensors = load_file(good / "adapter_model.safetensors")
+    shorter = dict(list(tensors.items())[1:])
+    halved = {name: tensor[: len(tensor) // 2].clone() for name, tensor in tensors.items()}
+    # The first adapter that this service sees is one that does not fit.
+    with ServiceClient(store=tmp_path, device="cpu") as service:
+        base = service.create_sampling_client(base_model=tiny)
+        expected = base.compute_logprobs(prompt).result()
+        for wrong in (shorter, halved):
+            save_file(wrong, bad / "adapter_model.safetensors")
+            with pytest.raises(EngineError, match="saved tensors do not fit the adapter"):
+                service.create_sampling_client(str(bad), tiny)
+        (bad / "adapter_model.safetensors").write_bytes((good / "adapter_model.safetensors").read_bytes()[:-9])
+        with pytest.raises(EngineError, match="is damaged"):
+            service.create_sampling_client(str(bad), tiny)
+        assert base.compute_logprobs(prompt).result() == expected
+        assert service.create_sampling_client(str(good), tiny).compute_logprobs(prompt).result() != expected
+        again = service.create_lora_training_client(tiny, rank=2, seed=0)
+        assert train(again, 1)[0] > 0

@@ -7,13 +7,12 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from tinkertools.chat.sources import Malformed, RawRow, Source
-from tinkertools.config import Format
+from tinkertools.config import Format, PrepareDefaults
 from tinkertools.errors import DataError
 
 Message = dict[str, Any]
 Conversation = list[Message]
 
-_ROLES = frozenset(("system", "user", "assistant"))
 _ROLES_TO_COME = frozenset(("tool", "function", "developer", "observation", "function_call", "ipython"))
 _SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
@@ -249,7 +248,7 @@ class Reader:
     """Conversations out of a source, one at a time. `format` and the counts are set as it goes."""
 
     source: Source
-    format_name: Format = "auto"
+    format_name: Format = PrepareDefaults.format
     prompt_column: str | None = None
     completion_column: str | None = None
     format: RowFormat | None = field(default=None, init=False)

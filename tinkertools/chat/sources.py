@@ -15,6 +15,7 @@ from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import orjson
 
+from tinkertools.config import PrepareDefaults
 from tinkertools.errors import DataError
 from tinkertools.files import explain_os_errors
 
@@ -60,7 +61,7 @@ class Source:
     name: str
     files: list[Path] = field(default_factory=list)
     ignored: list[Path] = field(default_factory=list)
-    hub_split: str = "train"
+    hub_split: str = PrepareDefaults.split
     hub_config: str | None = None
     bytes_read: int = 0
 
@@ -94,7 +95,11 @@ class Source:
 
 
 def find_source(
-    dataset: str, *, split: str = "train", config_name: str | None = None, leave_out: Collection[Path] = ()
+    dataset: str,
+    *,
+    split: str = PrepareDefaults.split,
+    config_name: str | None = None,
+    leave_out: Collection[Path] = (),
 ) -> Source:
     """Decide what `dataset` names: `-` (stdin), a file, a folder (less `leave_out`), else a dataset on the Hub.
 

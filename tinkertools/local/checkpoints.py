@@ -86,8 +86,8 @@ def read_adapter(directory: Path) -> dict[str, torch.Tensor]:
     """
     file = directory / ADAPTER_WEIGHTS
     if not file.is_file():
-        raise EngineError(f"{directory} holds no {ADAPTER_WEIGHTS}")
-    return dict(load_file(file))
+        raise EngineError(f"{directory} holds no {ADAPTER_WEIGHTS}", hint="name an adapter in PEFT's layout")
+    return _load(file)
 
 
 def write_optimizer(
@@ -115,7 +115,7 @@ def read_optimizer(
     file = directory / _OPTIMIZER_TENSORS
     if not file.is_file():
         raise EngineError(f"{directory} holds no optimizer state", hint="use a path that save_state returned")
-    tensors = load_file(file)
+    tensors = _load(file)
     steps: dict[str, float] = orjson.loads((directory / _OPTIMIZER_STEPS).read_bytes())["steps"]
     named = _portable(parameters)
     if unknown := steps.keys() - named.keys():
@@ -133,6 +133,13 @@ def _save(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
         # The library tells a full disk in words only.
         code = errno.ENOSPC if "No space left" in str(error) else None
         raise file_error(OSError(code, str(error)), file) from error
+
+
+def _load(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return dict(load_file(file))
+    except SafetensorError as error:
+        raise EngineError(f"{file} is damaged: {error}", hint="use an earlier checkpoint, or train again") from error
 
 
 def _portable(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:

@@ -11,6 +11,7 @@ import torch
 from tinkertools.chat.rendering import LOADING_HINT, load_tokenizer
 from tinkertools.config import LORA_ALPHA
 from tinkertools.errors import EngineError, ModelError
+from tinkertools.local.checkpoints import read_adapter
 from tinkertools.local.worker import Worker
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class BaseModel:
         )
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            return self._install(config, None)
+            return self._install(config)
 
     def load_adapter(self, directory: Path) -> str:
         """Install the adapter of a folder in PEFT's layout. Returns its name.
@@ -104,14 +105,17 @@ class BaseModel:
         """
         from peft import PeftConfig
 
+        tensors = read_adapter(directory)
         try:
-            config = PeftConfig.from_pretrained(str(directory))
-            return self._install(config, directory)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            adapter = self._install(PeftConfig.from_pretrained(str(directory)))
+        except (OSError, TypeError, ValueError, KeyError) as error:
             raise EngineError(
                 f"{directory} holds no adapter that fits {self.name}: {str(error).splitlines()[0]}",
-                hint="name a folder with adapter_config.json and adapter_model.safetensors made for this base model",
+                hint="use the base model that the adapter was trained on",
             ) from error
+        # Not PEFT's own loading: it leaves out in silence what it cannot place.
+        self.set_adapter_state(adapter, tensors)
+        return adapter
 
     def adapter_config(self, adapter: str) -> "LoraConfig":
         """The PEFT configuration of an adapter."""
@@ -140,8 +144,8 @@ class BaseModel:
         )
         if wrong:
             raise EngineError(
-                f"the saved state does not fit the adapter on {self.name}: {wrong[0]} differs",
-                hint="use the base model, rank and layers that the state was saved with",
+                f"{len(wrong)} saved tensors do not fit the adapter on {self.name}, such as {wrong[0]}",
+                hint="use the base model, rank and layers that they were saved with",
             )
         set_peft_model_state_dict(self._peft, tensors, adapter_name=adapter)
 
@@ -160,46 +164,21 @@ class BaseModel:
             with torch.set_grad_enabled(train):
                 yield
 
-    def _install(self, config: Any, directory: Path | None) -> str:
+    def _install(self, config: Any) -> str:
         from peft import PeftModel
 
         adapter = f"adapter_{self._adapters}"
         self._adapters += 1
         with warnings.catch_warnings():
-            # PEFT warns that merging an adapter on a tied output layer changes the input embedding as well (here none
-            # is ever merged), and of missing tensors (here they are an error).
+            # PEFT warns that merging an adapter on a tied output layer changes the input embedding as well; here none
+            # is ever merged.
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
-            warnings.filterwarnings("ignore", message="Found missing adapter keys.*")
-            if directory is None:
-                if self._peft is None:
-                    self._peft = PeftModel(self._model, config, adapter_name=adapter)
-                else:
-                    self._peft.add_adapter(adapter, config)
-            elif self._peft is None:
-                self._peft = PeftModel.from_pretrained(self._model, str(directory), adapter_name=adapter)
+            if self._peft is None:
+                self._peft = PeftModel(self._model, config, adapter_name=adapter)
             else:
-                self._peft.load_adapter(str(directory), adapter_name=adapter)
-        if directory is not None:
-            self._check_loaded(adapter, directory)
+                self._peft.add_adapter(adapter, config)
         self._peft.eval()
         return adapter
-
-    def _check_loaded(self, adapter: str, directory: Path) -> None:
-        """Every tensor of the file must have found its place: PEFT leaves out in silence what it cannot place."""
-        from safetensors import safe_open
-
-        file = directory / "adapter_model.safetensors"
-        if not file.is_file():
-            raise EngineError(f"{directory} has no adapter_model.safetensors", hint="name an adapter in PEFT's layout")
-        with safe_open(str(file), framework="pt") as opened:
-            stored = set(opened.keys())
-        placed = set(self.adapter_state(adapter))
-        if stored != placed:
-            lost = sorted(stored ^ placed)
-            raise EngineError(
-                f"{directory}: {len(lost)} tensors do not fit {self.name}, such as {lost[0]}",
-                hint="use the base model that the adapter was trained on",
-            )
 
     def _load(self) -> "PreTrainedModel":
         # On the worker's thread, like all computing: OpenMP keeps a team of threads for every thread that ever

@@ -177,7 +177,9 @@ def find_weights(path: str | None, output_dir: Path) -> Weights:
     if path is None:
         return _weights_of_run(newest_run(output_dir))
     if path.startswith("tinker://"):
-        raise NotYetError(f"{path} is on a Tinker server, which this version cannot sample from")
+        raise NotYetError(
+            f"{path} is on a Tinker server, which this version cannot sample from", hint="name a folder here"
+        )
     folder = Path(path)
     if is_adapter(folder):
         inside_run = (folder.resolve().parent / _CONFIG).is_file()
