@@ -37,7 +37,9 @@ Tt = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
-def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No server, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_API_BASE"):
         monkeypatch.delenv(name, raising=False)
 

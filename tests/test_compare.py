@@ -160,8 +160,12 @@ def test_forms_of_prompt_files(tmp_path: Path, content: str, expected: list[str]
         ('"a"\n{oops', r":2: invalid JSON at column 2"),
         ("[1]", "prompt 1: expected a string, a list of messages, or an object with messages"),
         ('["a", {"text": "b"}]', "prompt 2: expected a string"),
-        ('[[{"role":"user"}]]', r"prompt 1: messages\[0\] must have a role and a content"),
-        ('[[{"role":"system","content":"a"}]]', "prompt 1: the last message must be the user's"),
+        ('[[{"role":"user"}]]', r"prompt 1: messages\[0\].content: is missing"),
+        ('[[{"role":"system","content":"a"}]]', r"prompt 1: messages: the user says nothing"),
+        (
+            '[[{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"assistant","content":"c"}]]',
+            "prompt 1: the last message must be the user's",
+        ),
         ('[{"messages":[{"role":"user","content":"a"}],"check":"("}]', "prompt 1: check is not a regular expression"),
     ],
 )

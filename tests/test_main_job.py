@@ -75,9 +75,11 @@ def test_the_starter_answers_before_training(tt: Tt) -> None:
     with ServiceClient() as service:
         sampler = service.create_sampling_client(base_model=str(shipped.STARTER_MODEL))
         for ask, answer in questions.items():
-            prompt = renderer.generation_prompt([{"role": "user", "content": ask}])
+            prompt = renderer.generation_prompt({"messages": [{"role": "user", "content": ask}]})
             params = types.SamplingParams(max_tokens=40, temperature=0, stop=renderer.stop_tokens)
-            sequence = sampler.sample(types.ModelInput.from_ints(prompt), 1, params).result().sequences[0]
+            sequence = (
+                sampler.sample(types.ModelInput.from_ints(prompt.tokens.tolist()), 1, params).result().sequences[0]
+            )
             assert (renderer.decode(sequence.tokens), sequence.stop_reason) == (answer, "stop")
 
 

@@ -189,12 +189,34 @@ BAD = [
     ("b.jsonl", GOOD + b"[1]\n", "  b.jsonl:2: row: must be an object with fields, but is a list"),
     ("b.jsonl", GOOD.replace(b"user", b"bot"), "  b.jsonl:1: messages[0].role: unknown role 'bot'; known are"),
     ("b.jsonl", GOOD + line("q", "a").replace(b'"user"', b'"assistant"'), f"  b.jsonl:2: messages[0].role: {FIRST}"),
-    ("b.jsonl", GOOD.replace(b'"a"', b'["a"]'), "  b.jsonl:1: messages[1].content: must be text, but is a list"),
-    ("b.jsonl", GOOD.replace(b'"a"', b"7"), "  b.jsonl:1: messages[1].content: must be text, but is a number"),
+    (
+        "b.jsonl",
+        GOOD.replace(b'"a"', b"7"),
+        "  b.jsonl:1: messages[1].content: must be text or a list of parts, but is",
+    ),
+    (
+        "b.jsonl",
+        GOOD + GOOD.replace(b'"a"', b'"a\\ud83d"'),
+        "  b.jsonl:2: row: invalid JSON at column 76: holds half of a surrogate pair: no low surrogate in string",
+    ),
+    (
+        "b.jsonl",
+        GOOD.replace(b'"q"', b"[" * 400 + b"]" * 400),
+        "  b.jsonl:1: messages[0].content[0]: must be text or an",
+    ),
+    (
+        "b.jsonl",
+        GOOD.replace(b'"q"', b'"q","x":' + b"[" * 400 + b"]" * 400),
+        "  b.jsonl:1: messages: cannot be written as JSON: Recursion limit reached",
+    ),
     ("b.csv", b"question,answer\nq,a\nq\n", "  b.csv:3: answer: is missing; the row has 'question'"),
     ("b.jsonl.gz", gzip.compress(GOOD * 999)[:-20], "error: b.jsonl.gz: cannot be read: Compressed file ended before"),
     ("b.parquet", b"PAR1", "error: b.parquet: not a readable Parquet file: "),
-    ("b.txt", b"x", "error: b.txt: unknown kind of file"),
+    ("b.rst", b"x", "error: b.rst: unknown kind of file"),
+    ("b.txt", b"x", "  b.txt:1: headings: the document has none, so there is nothing to ask for its text"),
+    ("b.md", b"# A\na\n#\nx", "  b.md:3: headings: the heading is empty, so there is nothing to ask for its text"),
+    ("b.md", b"# A\n\n\xff", "  b.md:3: row: invalid UTF-8 at byte 6 of the document"),
+    ("b.md", b"# A\n## B\n", "error: b.md holds headings but no text under any of them"),
 ]
 
 
@@ -531,21 +553,231 @@ def test_sharegpt_conversations(tt: Tt, tmp_path: Path, shared_data: Path) -> No
         assert orjson.loads(written) == {"messages": expected}
 
 
-def test_tool_calls_are_refused_for_now(tt: Tt, tmp_path: Path, shared_data: Path) -> None:
+def test_tool_calls(tt: Tt, tmp_path: Path, shared_data: Path) -> None:
     source = shared_data / "glaive_toolcall_en_demo.json"
-    rows = orjson.loads(source.read_bytes())
-    calls = [row for row in rows if any(turn["from"] == "function_call" for turn in row["conversations"])]
-    found = tt("prepare", "--dataset", source, "--output", "out.jsonl", "--skip-bad")
-    assert len(calls) == 153
-    assert "rows in: 300 = 147 kept + 153 refused" in found.err.splitlines()
-    rejects = [orjson.loads(row) for row in (tmp_path / "out.jsonl.rejects.jsonl").read_bytes().splitlines()]
-    assert [reject["row"] for reject in rejects] == calls
-    assert {reject["reason"] for reject in rejects} == {
-        "'function_call' messages cannot be used yet; only system, user and assistant can"
+    found = tt("prepare", "--dataset", source, "--output", "out.jsonl")
+    assert (found.code, found.out) == (0, "out.jsonl\n")
+    assert "rows in: 300 = 300 kept + 0 refused" in found.err.splitlines()
+    role = {"human": "user", "gpt": "assistant", "observation": "tool"}
+    for row, written in zip(orjson.loads(source.read_bytes()), (tmp_path / "out.jsonl").open("rb"), strict=True):
+        messages = []
+        for turn in row["conversations"]:
+            message = {"role": role.get(turn["from"]), "content": turn["value"]}
+            if turn["from"] == "function_call":
+                call = orjson.loads(turn["value"])
+                call["arguments"] = orjson.dumps(call["arguments"]).decode()
+                message = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+            messages.append(message)
+        tools = [{"type": "function", "function": tool} for tool in orjson.loads(row["tools"])]
+        assert written == orjson.dumps({"messages": messages} | ({"tools": tools} if tools else {})) + b"\n"
+    # What was written is in normal form: it reads as it is.
+    again = tt("prepare", "--dataset", "out.jsonl", "--output", "again.jsonl")
+    assert again.code == 0
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
+
+
+CONVERSATIONS_AS_THEY_COME = b"""\
+{"tools":[{"name":"f","parameters":{"type":"object"}}],"messages":[{"role":"developer","content":"d"},\
+{"role":"user","content":[{"type":"text","text":"a"},{"type":"input_text","text":"b"}]},\
+{"role":"assistant","content":null,"reasoning":"r","tool_calls":[{"id":"1","function":{"name":"f","arguments":{"x":1}}}]},\
+{"role":"tool","tool_call_id":"1","content":{"y":null}},{"role":"assistant","content":"c","tool_calls":null,"weight":0.5}]}
+{"messages":[{"role":"user","content":["see",{"type":"image_url","image_url":{"url":"u"}}]},\
+{"role":"assistant","content":[{"type":"thinking","thinking":"r"},{"type":"text","text":"a"}]}],"metadata":{"id":7}}
+"""
+CONVERSATIONS_WRITTEN = b"""\
+{"messages":[{"role":"developer","content":"d"},{"role":"user","content":"ab"},\
+{"role":"assistant","content":"","reasoning_content":"r",\
+"tool_calls":[{"type":"function","id":"1","function":{"name":"f","arguments":"{\\"x\\":1}"}}]},\
+{"role":"tool","tool_call_id":"1","content":"{\\"y\\":null}"},{"role":"assistant","content":"c","weight":0.5}],\
+"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]}
+{"messages":[{"role":"user","content":[{"type":"text","text":"see"},{"type":"image_url","image_url":{"url":"u"}}]},\
+{"role":"assistant","content":"a","reasoning_content":"r"}],"metadata":{"id":7}}
+"""
+
+
+def test_conversations_as_they_come(tt: Tt, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(CONVERSATIONS_AS_THEY_COME)
+    found = tt("prepare", "--dataset", "in.jsonl", "--output", "out.jsonl")
+    assert found.code == 0, found.err
+    assert (tmp_path / "out.jsonl").read_bytes() == CONVERSATIONS_WRITTEN
+    assert tt("prepare", "--dataset", "out.jsonl", "--output", "again.jsonl").code == 0
+    assert (tmp_path / "again.jsonl").read_bytes() == CONVERSATIONS_WRITTEN
+
+
+def test_a_developer_message_is_a_system_message_to_those_that_have_none(tt: Tt, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(CONVERSATIONS_WRITTEN)
+    tt("prepare", "--dataset", "in.jsonl", "--system", "Be brief.", "--output", "out.jsonl")
+    first, second = (tmp_path / "out.jsonl").read_bytes().splitlines(keepends=True)
+    assert first == CONVERSATIONS_WRITTEN.splitlines(keepends=True)[0]
+    system = {"role": "system", "content": "Be brief."}
+    expected = orjson.loads(CONVERSATIONS_WRITTEN.splitlines()[1])
+    assert orjson.loads(second) == expected | {"messages": [system, *expected["messages"]]}
+
+
+def test_a_system_message_that_is_no_text(tt: Tt, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(QA)
+    found = tt("prepare", "--dataset", "in.jsonl", "--system", "\udcff", "--output", "out.jsonl")
+    assert (found.code, files_in(tmp_path)) == (2, {"in.jsonl": QA})
+    assert "error: --system holds bytes that are not UTF-8\n" in found.err
+
+
+def test_text_of_python_that_no_file_can_hold(tt: Tt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    rows: list[dict[str, Any]] = [{"prompt": "q", "completion": "a"}, {"prompt": "q", "completion": "aé\ud83d"}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    refusal = "org/name[train]:2: completion: holds half of a surrogate pair (\\ud83d at character 3), which is no"
+    found = tt("prepare", "--dataset", "org/name", "--output", "out.jsonl")
+    assert (found.code, files_in(tmp_path)) == (1, {})
+    assert refusal in found.err
+    assert "Traceback" not in found.err
+    found = tt("prepare", "--dataset", "org/name", "--output", "out.jsonl", "--skip-bad")
+    assert (found.code, (tmp_path / "out.jsonl").read_bytes()) == (0, QA)
+    reject = orjson.loads((tmp_path / "out.jsonl.rejects.jsonl").read_bytes())
+    assert reject["place"] == "org/name[train]:2"
+    assert reject["row"] == "not shown: str is not valid UTF-8: surrogates not allowed"
+
+
+def test_where_a_conversation_comes_from_makes_it_no_other(tt: Tt, tmp_path: Path) -> None:
+    rows = [orjson.dumps({**orjson.loads(QA), "metadata": {"id": i}}) + b"\n" for i in range(3)]
+    (tmp_path / "in.jsonl").write_bytes(b"".join(rows) + QA + line("q2", "a"))
+    found = tt("prepare", "--dataset", "in.jsonl", "--dedupe", "--output", "out.jsonl")
+    assert "rows in: 5 = 2 kept + 0 refused + 3 duplicates" in found.err.splitlines()
+    assert (tmp_path / "out.jsonl").read_bytes() == rows[0] + line("q2", "a")
+    assert tt("prepare", "--dataset", "in.jsonl", "--val-fraction", 0.2, "--output", "split.jsonl").code == 0
+    sides = [(tmp_path / name).read_bytes() for name in ("split.jsonl", "split.val.jsonl")]
+    assert sorted(side.count(b"\n") for side in sides) == [1, 4]
+
+
+GUIDE = """\
+---
+title: Guide
+---
+# The *guide*
+
+How it works.
+
+## Install
+
+    pip install it
+
+```sh
+# not a heading
+```
+
+## Use
+### From the shell
+Run `it`.
+
+### From Python
+Import it.
+"""
+
+
+def section(file: str, headings: list[str], text: str) -> bytes:
+    """A section as `tt prepare` writes it."""
+    conversation = orjson.loads(line(f"Explain: {headings[-1]}", text))
+    return orjson.dumps({**conversation, "metadata": {"source": file, "headings": headings}}) + b"\n"
+
+
+def guide_sections(file: str) -> bytes:
+    """What is written of GUIDE."""
+    return (
+        section(file, ["The guide"], "How it works.")
+        + section(file, ["The guide", "Install"], "    pip install it\n\n```sh\n# not a heading\n```")
+        + section(file, ["The guide", "Use", "From the shell"], "Run `it`.")
+        + section(file, ["The guide", "Use", "From Python"], "Import it.")
+    )
+
+
+@pytest.mark.parametrize("options", [[], ["--format", "sections"]], ids=str)
+def test_the_sections_of_a_document(tt: Tt, tmp_path: Path, options: list[object]) -> None:
+    (tmp_path / "guide.md").write_text(GUIDE)
+    found = tt("prepare", "--dataset", "guide.md", "--output", "out.jsonl", *options)
+    assert (found.code, found.out) == (0, "out.jsonl\n")
+    assert found.err.splitlines()[-4:] == [
+        "format: sections: a heading asks, the text under it answers",
+        "sections: 5 in 1 document = 4 with text + 1 without",
+        "rows in: 4 = 4 kept + 0 refused",
+        "next: tt train --data out.jsonl",
+    ]
+    assert (tmp_path / "out.jsonl").read_bytes() == guide_sections("guide.md")
+    assert tt("prepare", "--dataset", "out.jsonl", "--output", "again.jsonl").code == 0
+    assert (tmp_path / "again.jsonl").read_bytes() == guide_sections("guide.md")
+
+
+@pytest.mark.parametrize("dataset", ["docs", "docs/**/*.*"])
+def test_a_folder_of_documents(tt: Tt, tmp_path: Path, dataset: str) -> None:
+    (tmp_path / "docs/more").mkdir(parents=True)
+    (tmp_path / "docs/guide.md").write_text(GUIDE)
+    (tmp_path / "docs/more/notes.txt").write_text("Before.\n\nNotes\n=====\n\nSome text.\n")
+    (tmp_path / "docs/rows.jsonl").write_bytes(QA)
+    found = tt("prepare", "--dataset", dataset, "--format", "sections", "--output", "out.jsonl")
+    assert found.code == 0
+    assert found.err.splitlines()[0] == f"note: 1 files in {dataset} are no documents, such as docs/rows.jsonl"
+    assert found.err.splitlines()[-4:-1] == [
+        "format: sections: a heading asks, the text under it answers",
+        "sections: 6 in 2 documents = 5 with text + 1 without; text before the first heading of 1 document is left out",
+        "rows in: 5 = 5 kept + 0 refused",
+    ]
+    notes = section("docs/more/notes.txt", ["Notes"], "Some text.")
+    assert (tmp_path / "out.jsonl").read_bytes() == guide_sections("docs/guide.md") + notes
+    # Without the option the rows are meant.
+    found = tt("prepare", "--dataset", dataset, "--output", "out.jsonl")
+    assert "note: 2 files in" in found.err
+    assert (tmp_path / "out.jsonl").read_bytes() == QA
+
+
+def test_sections_go_through_the_same_options(tt: Tt, tmp_path: Path) -> None:
+    for name in ("a.md", "b.md"):
+        (tmp_path / name).write_text("# A\na\n# B\nb\n")
+    (tmp_path / "c.md").write_text("no heading\n")
+    said = tt("prepare", "--dataset", "*.md", "--dedupe", "--skip-bad", "--system", "s", "--output", "out.jsonl")
+    assert "rows in: 5 = 2 kept + 1 refused + 2 duplicates" in said.err.splitlines()
+    for written, name in zip((tmp_path / "out.jsonl").read_bytes().splitlines(), "AB", strict=True):
+        expected = orjson.loads(line(f"Explain: {name}", name.lower(), system="s"))
+        assert orjson.loads(written) == {**expected, "metadata": {"source": "a.md", "headings": [name]}}
+    (reject,) = (tmp_path / "out.jsonl.rejects.jsonl").read_bytes().splitlines()
+    assert orjson.loads(reject) == {
+        "place": "c.md:1",
+        "field": "headings",
+        "reason": "the document has none, so there is nothing to ask for its text",
+        "row": {"source": "c.md", "headings": [], "text": "no heading"},
     }
-    for reject in rejects[:10]:
-        number = int(reject["place"].rpartition(":")[2])
-        assert source.read_text().splitlines()[number - 1] == "  {"
+    said = tt("prepare", "--dataset", "*.md", "--max-examples", 3, "--output", "out.jsonl")
+    assert "rows in: 3 = 3 kept + 0 refused" in said.err.splitlines()
+    assert tt("prepare", "--dataset", "[ab].md", "--val-fraction", 0.5, "--output", "out.jsonl").code == 0
+    sides = [(tmp_path / name).read_bytes().splitlines() for name in ("out.jsonl", "out.val.jsonl")]
+    assert [[orjson.loads(row)["metadata"]["source"] for row in side] for side in sides] == [["a.md", "b.md"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "message"),
+    [
+        ("rows.jsonl", ["--format", "sections"], "rows.jsonl is no document"),
+        (".", ["--format", "sections"], "the folder . holds no document"),
+        ("*.md", ["--format", "sections"], "no file matches *.md"),
+    ],
+)
+def test_sections_of_what_are_no_documents(
+    tt: Tt, tmp_path: Path, dataset: str, options: list[object], message: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(QA)
+    found = tt("prepare", "--dataset", dataset, "--output", "out.jsonl", *options)
+    assert (found.code, found.out, files_in(tmp_path)) == (1, "", {"rows.jsonl": QA})
+    assert found.err.splitlines()[0] == f"error: {message}"
+    assert found.err.splitlines()[1].startswith("  → ")
+
+
+def test_columns_do_not_go_with_documents(tt: Tt, tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(GUIDE)
+    columns = ["--prompt-column", "a", "--completion-column", "b"]
+    found = tt("prepare", "--dataset", ".", "--output", "out.jsonl", *columns)
+    assert (found.code, found.err.splitlines()[0]) == (1, "error: the folder . holds no data file")
+    found = tt("prepare", "--dataset", "a.md", "--format", "sections", *columns)
+    assert (found.code, found.err.splitlines()[0]) == (
+        2, "error: --prompt-column and --completion-column do not go with --format sections"
+    )  # fmt: skip
 
 
 TOKEN = "hf_thisIsASecretOfTheUser"  # not a real one

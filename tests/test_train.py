@@ -20,7 +20,7 @@ from tinkertools import train
 from tinkertools.adapters.peft_files import is_adapter
 from tinkertools.chat.batching import Batches
 from tinkertools.chat.datums import Fitted
-from tinkertools.chat.rendering import Example
+from tinkertools.chat.examples import Example
 from tinkertools.config import TrainConfig
 from tinkertools.runs.directory import RunDirectory
 from tinkertools.runs.log import TrainingLog
@@ -70,7 +70,7 @@ def test_the_run_directory(tt: Tt, tiny: str, data: Path) -> None:
     assert info["paths"]["sampler"].endswith("/sampler_weights/step_0002")
     assert json.loads((run.state / "state.json").read_text())["next_step"] == 7
     saved = json.loads((run.path / "config.json").read_text())
-    assert (saved["version"], saved["renderer"], saved["data"]["conversations"]) == (1, "chat-template", 12)
+    assert (saved["version"], saved["renderer"], saved["data"]["conversations"]) == (2, "chat-template", 12)
     assert saved["config"] | {"learning_rate": None} == TrainConfig(
         base_model=tiny, data=str(data), engine="local", batch=4, epochs=2, save_every=2
     ).to_json() | {"learning_rate": None}
@@ -108,7 +108,7 @@ def test_the_log_holds_the_mean_over_trained_tokens(tt: Tt, tiny: str, data: Pat
             logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         nll -= sum(float(logprobs[len(prompt) + k - 1, token]) for k, token in enumerate(answer))
         trained += len(answer)
-        tokens += len(ids) + 1  # the newline after the end of the turn
+        tokens += len(ids)
     assert first["loss"] == pytest.approx(nll / trained, rel=1e-5)
     assert (first["trained_tokens"], first["tokens"], first["epoch"]) == (trained, tokens, 1)
     assert [entry["learning_rate"] for entry in log["steps"]] == [
@@ -223,9 +223,9 @@ def test_changed_data_and_other_versions_are_refused_on_resume(tt: Tt, tiny: str
     assert found.code == 1
     assert f"the data in {data} have changed since {run.path} was started" in found.err
     config = json.loads((run.path / "config.json").read_text())
-    (run.path / "config.json").write_text(json.dumps({**config, "version": 2, "tinkertools": "9.0"}))
+    (run.path / "config.json").write_text(json.dumps({**config, "version": 3, "tinkertools": "9.0"}))
     newer = tt("train", "--resume", run.path)
-    assert (newer.code, "was written in format 2" in newer.err, "tinkertools 9.0" in newer.err) == (1, True, True)
+    assert (newer.code, "was written in format 3" in newer.err, "tinkertools 9.0" in newer.err) == (1, True, True)
 
 
 def _row(*roles: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tinkertools.config import PrepareDefaults
+from tinkertools.config import AUTO_RENDERER, PrepareDefaults
 from tinkertools.engines import Choice, open_service
 from tinkertools.errors import DataError, EngineError, RunError, UsageError
 from tinkertools.files import explain_os_errors
@@ -19,8 +19,9 @@ from tinkertools.runs.directory import Weights
 from tinkertools.shipped import GENERAL_PROMPTS, SAMPLE_PROMPTS, is_starter
 
 if TYPE_CHECKING:
-    from tinkertools.chat.records import Conversation
-    from tinkertools.chat.rendering import ChatTemplateRenderer, Example
+    from tinkertools.chat.conversations import Conversation
+    from tinkertools.chat.examples import Example
+    from tinkertools.chat.rendering import Renderer
     from tinkertools.local.sampling import SamplingClient
 
 _HINT = 'a prompt is "text", [{"role": "user", "content": "text"}] or {"messages": [...]}'
@@ -33,8 +34,20 @@ ProgressMaker = Callable[[str, float, str], AbstractContextManager[Report]]
 class Prompt:
     """What to ask, and a regular expression that a good answer matches, where the file gives one."""
 
-    messages: "Conversation"
+    conversation: "Conversation"
     check: str | None = None
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """What was said so far."""
+        return self.conversation["messages"]
+
+    @property
+    def question(self) -> str:
+        """The text of the last message."""
+        from tinkertools.chat.examples import texts_of
+
+        return "".join(texts_of(self.messages[-1]))
 
 
 @dataclass(frozen=True)
@@ -117,32 +130,44 @@ def _json_lines(path: Path, raw: bytes) -> tuple[list[Any], list[str]]:
 
 
 def _prompt(value: Any, place: str) -> Prompt:
+    from tinkertools.chat.conversations import Conversation, RowError, normal_tools, validate
+
     check = None
+    conversation: Conversation = {"messages": []}
     if isinstance(value, dict):
         check = value.get("check")
+        try:
+            if tools := normal_tools(value.get("tools")):
+                conversation["tools"] = tools
+        except RowError as error:
+            raise DataError(f"{place}: {error}", hint=_HINT) from error
         value = value.get("messages")
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
         raise DataError(f"{place}: expected a string, a list of messages, or an object with messages", hint=_HINT)
-    for i, message in enumerate(value):
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise DataError(f"{place}: messages[{i}] must have a role and a content, both text", hint=_HINT)
-    if value[-1]["role"] == "assistant":
+    if isinstance(value[-1], dict) and value[-1].get("role") == "assistant":
         value = value[:-1]
-    if not value or value[-1]["role"] != "user":
+    if not any(isinstance(message, dict) and message.get("role") == "user" for message in value):
+        raise DataError(f"{place}: messages: the user says nothing", hint=_HINT)
+    try:
+        # A prompt is a conversation whose last answer is still to come.
+        conversation["messages"] = validate([*value, {"role": "assistant", "content": "…"}])[:-1]
+    except RowError as error:
+        raise DataError(f"{place}: {error}", hint=_HINT) from error
+    if conversation["messages"][-1]["role"] not in ("user", "tool"):
         raise DataError(f"{place}: the last message must be the user's, for the model to answer", hint=_HINT)
     if check is not None:
         try:
             re.compile(check)
         except (re.error, TypeError) as error:
             raise DataError(f"{place}: check is not a regular expression: {error}", hint="mend or remove it") from error
-    return Prompt(value, check)
+    return Prompt(conversation, check)
 
 
 def ask(
     sampler: "SamplingClient",
-    renderer: "ChatTemplateRenderer",
+    renderer: "Renderer",
     prompts: Sequence[Prompt],
     settings: Settings,
     report: Report,
@@ -155,12 +180,13 @@ def ask(
     """
     from tinker import types
 
-    from tinkertools.chat.rendering import RenderError
+    from tinkertools.chat.datums import to_model_input
+    from tinkertools.chat.examples import RenderError
 
     futures = []
     for number, prompt in enumerate(prompts, 1):
         try:
-            tokens = renderer.generation_prompt(prompt.messages)
+            asked = renderer.generation_prompt(prompt.conversation)
         except RenderError as error:
             raise DataError(f"prompt {number}: {error}", hint="change it, or leave it out") from error
         params = types.SamplingParams(
@@ -169,7 +195,7 @@ def ask(
             seed=settings.seed,
             stop=renderer.stop_tokens,
         )
-        futures.append(sampler.sample(types.ModelInput.from_ints(tokens), 1, params))
+        futures.append(sampler.sample(to_model_input(asked.tokens, asked.images), 1, params))
     answers: list[str] = []
     for done, future in enumerate(futures, 1):
         try:
@@ -183,9 +209,9 @@ def ask(
 
 def score(sampler: "SamplingClient", examples: Sequence["Example"], report: Report) -> Score:
     """Masked NLL: Σ −logprob · weight / Σ weight over all tokens of the examples, natural log."""
-    from tinker import types
+    from tinkertools.chat.datums import to_model_input
 
-    futures = [sampler.compute_logprobs(types.ModelInput.from_ints(e.tokens.tolist())) for e in examples]
+    futures = [sampler.compute_logprobs(to_model_input(e.tokens, e.images)) for e in examples]
     total = weight = 0.0
     for done, (example, future) in enumerate(zip(examples, futures, strict=True), 1):
         for logprob, w in zip(future.result()[1:], example.weights[1:].tolist(), strict=True):
@@ -222,6 +248,7 @@ def evaluate(
     prompts_file: Path | None,
     data: str | None,
     settings: Settings,
+    renderer_name: str,
     progress: ProgressMaker,
 ) -> Evaluation:
     """Ask and score several models that share a base, of which one copy is in memory.
@@ -232,6 +259,7 @@ def evaluate(
         prompts_file: None means the prompts that ship: the samples' for the starter model, else general ones.
         data: conversations to score, or None.
         settings: how answers are sampled.
+        renderer_name: the renderer of the base model.
         progress: makes the display of each part of the work.
 
     Raises:
@@ -248,12 +276,13 @@ def evaluate(
     answers: dict[str, list[str]] = {}
     scores: dict[str, dict[str, Any]] = {}
     with open_service(choice) as service:
-        renderer = load_renderer(base_model)
+        renderer = load_renderer(base_model, renderer_name)
         fitted = None
         if conversations:
             with progress("render", len(conversations), "conversations") as report:
                 rendered = render_all(renderer, conversations, PrepareDefaults.errors_shown, report)
-            fitted = fit(rendered, service.max_length(base_model), "drop")
+            limit = service.max_length(base_model)
+            fitted = fit(rendered, len(conversations), limit, "drop", renderer.stop_tokens)
         for label, folder in models.items():
             sampler = service.create_sampling_client(str(folder) if folder else None, base_model)
             with progress(f"{label}: answer", len(prompts), "prompts") as report:
@@ -266,6 +295,23 @@ def evaluate(
                 if fitted.dropped:
                     scores[label]["too_long"] = fitted.dropped
     return Evaluation(prompts, answers, scores)
+
+
+def renderer_of(named: str, adapters: Sequence[Weights]) -> str:
+    """The renderer to ask with: the one named on the command line, else the one that the adapters were trained with.
+
+    Raises:
+        RunError: they were trained with different ones.
+    """
+    found = sorted({weights.renderer for weights in adapters if weights.renderer})
+    if named != AUTO_RENDERER or not found:
+        return named
+    if len(found) > 1:
+        raise RunError(
+            f"these adapters were trained with different renderers: {', '.join(found)}",
+            hint=f"say which to ask with: --renderer {found[0]}",
+        )
+    return found[0]
 
 
 def base_of(named: str | None, weights: Weights) -> str:

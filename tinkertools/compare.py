@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tinkertools import console
-from tinkertools.config import ENGINE, OUTPUT_DIR, AnswerDefaults, ServerSettings
+from tinkertools.config import AUTO_RENDERER, ENGINE, OUTPUT_DIR, AnswerDefaults, ServerSettings
 from tinkertools.engines import choose
 from tinkertools.errors import Interrupted, NotYetError, UsageError
 from tinkertools.files import check_writable_file, write_json
@@ -16,6 +16,7 @@ from tinkertools.options import (
     EngineOption,
     MaxTokens,
     OutputDir,
+    RendererOption,
     ResultsFile,
     SamplingSeed,
     ScoredData,
@@ -35,6 +36,7 @@ def command(
     base_model: AdapterBase = None,
     test_prompts: TestPrompts = None,
     data: ScoredData = None,
+    renderer: RendererOption = AUTO_RENDERER,
     max_tokens: MaxTokens = DEFAULTS.max_tokens,
     temperature: Temperature = DEFAULTS.temperature,
     seed: SamplingSeed = DEFAULTS.seed,
@@ -44,7 +46,7 @@ def command(
     output: ResultsFile = DEFAULTS.compare_output,
 ) -> None:
     """Compare a fine-tuned adapter with its base model, and runs with each other."""
-    from tinkertools.answers import Settings, base_of, evaluate
+    from tinkertools.answers import Settings, base_of, evaluate, renderer_of
     from tinkertools.runs.directory import find_weights
 
     settings = Settings(max_tokens, temperature, seed)
@@ -61,6 +63,7 @@ def command(
             f"these adapters have different base models, which this version cannot compare: {bases}",
             hint="compare each with its own base",
         )
+    asked_with = renderer_of(renderer, adapters)
     choice = choose(engine, bases[0], ServerSettings.from_environment(base_url))
     models: dict[str, Path | None] = {"base": None} if compare_base else {}
     for weights in adapters:
@@ -70,7 +73,7 @@ def command(
             console.say(f"adapter: {weights.directory}")
             if weights.note:
                 console.warn(weights.note)
-        found = evaluate(choice, models, test_prompts, data, settings, console.progress)
+        found = evaluate(choice, models, test_prompts, data, settings, asked_with, console.progress)
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing was written", hint="run the same command again") from None
     single = len(adapters) == 1
@@ -86,7 +89,7 @@ def command(
     }
     write_json(output, results)
     titles = {label: adapters[0].label if label == "lora" else label for label in models}
-    questions = [prompt.messages[-1]["content"] for prompt in found.prompts]
+    questions = [prompt.question for prompt in found.prompts]
     console.show_answers(questions, {titles[k]: texts for k, texts in found.answers.items()}, output)
     console.show_scores({titles[k]: scores for k, scores in found.scores.items()})
     console.say(f"results: {output}")

@@ -1,19 +1,25 @@
 """The one home of every default and the configuration of a run."""
 
 import dataclasses
+import datetime
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast, get_args
 
 from tinkertools.errors import RunError, UsageError
 
 Engine = Literal["auto", "tinker", "local"]
 Schedule = Literal["linear", "cosine", "constant"]
 Overlength = Literal["error", "drop", "truncate"]
-Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion"]
+TrainOnWhat = Literal[
+    "ALL_ASSISTANT_MESSAGES", "LAST_ASSISTANT_MESSAGE", "LAST_ASSISTANT_TURN", "ALL_MESSAGES", "ALL_TOKENS",
+    "ALL_USER_AND_SYSTEM_MESSAGES", "CUSTOMIZED",
+]  # fmt: skip
+Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "sections"]
 
-CONFIG_VERSION = 1
+# Of `config.json`: 2 since masks end with the end-of-turn token and data are fingerprinted with their tools.
+CONFIG_VERSION = 2
 
 # What `tt prepare` writes and `tt train` looks for when neither names a file.
 TRAINING_DATA = Path("data/training_data.jsonl")
@@ -21,8 +27,14 @@ OUTPUT_DIR = Path("checkpoints")
 
 ENGINE: Engine = "auto"
 
+# The renderer that is chosen by the base model's name.
+AUTO_RENDERER = "auto"
+
 # LoRA as Tinker does it: the scale is LORA_ALPHA / rank whatever the rank.
 LORA_ALPHA = 32
+
+# The day that chat templates and renderers which write the current date are given, so that a run can be repeated.
+TEMPLATE_DATE = datetime.date(2026, 1, 1)
 
 # `--learning-rate auto` for a model family without a published formula.
 FALLBACK_LEARNING_RATE = 1e-4
@@ -37,6 +49,7 @@ class PrepareDefaults:
     val_fraction: float = 0.0
     seed: int = 0
     errors_shown: int = 10
+    preview: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,8 @@ class TrainConfig:
     save_every: int = 50
     max_length: int = 0
     overlength: Overlength = "error"
+    train_on_what: TrainOnWhat = "ALL_ASSISTANT_MESSAGES"
+    renderer: str = AUTO_RENDERER
     seed: int = 0
     train_attn: bool = True
     train_mlp: bool = True
@@ -116,6 +131,20 @@ class TrainConfig:
                 hint="the run was written by another version of tinkertools; install that version to go on with it",
             )
         return cls(**values)
+
+
+def parse_train_on_what(text: str) -> TrainOnWhat:
+    """One of `TrainOnWhat` in any letter case. ALL_TEXT is another name for ALL_TOKENS.
+
+    Raises:
+        UsageError: it is none.
+    """
+    name = text.upper().replace("-", "_")
+    name = "ALL_TOKENS" if name == "ALL_TEXT" else name
+    for known in get_args(TrainOnWhat):
+        if name == known:
+            return cast(TrainOnWhat, known)
+    raise UsageError(f"--train-on-what is '{text}'", hint=f"one of {', '.join(get_args(TrainOnWhat))}")
 
 
 def parse_learning_rate(text: str) -> float | Literal["auto"]:

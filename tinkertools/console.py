@@ -12,6 +12,10 @@ from tinkertools.errors import TinkertoolsError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tinkertools.chat.examples import Example
+    from tinkertools.chat.rendering import Renderer, RendererChoice
+    from tinkertools.data import Ready
+
 # How often progress is a line where there is no terminal to redraw.
 _LINE_SECONDS = 10.0
 # Answers shown in the terminal; the results file has them all.
@@ -166,3 +170,61 @@ def show_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
         table(["", *scores], rows)
     if dropped := found[0].get("too_long"):
         warn(f"{dropped:,} conversations are too long for the model and were not scored")
+
+
+def show_renderer(choice: "RendererChoice", train_on_what: str) -> None:
+    """How conversations are written for the model, why so, and what of them is trained."""
+    say(f"renderer: {choice.name} ({choice.reason}), trained on {train_on_what}")
+
+
+def show_data(ready: "Ready") -> None:
+    """What will be trained on, where it came from, and what was done to make it fit; every row is accounted for."""
+    from tinkertools.chat.preview import lengths
+
+    rendered, fitted = ready.rendered, ready.fitted
+    say(ready.tokenised)
+    share = fitted.trained_tokens / fitted.tokens
+    say(
+        f"examples: {len(fitted.examples):,} of {ready.conversations:,} conversations, with {fitted.tokens:,} tokens, "
+        f"{fitted.trained_tokens:,} of them trained ({share:.1%})"
+    )
+    say(f"tokens an example: {lengths(rendered.examples)}; limit {_number(ready.max_length)}")
+    if rendered.split:
+        say(
+            f"split: {rendered.split:,} conversations into {rendered.examples_of_split:,} examples, since the "
+            "renderer rewrites earlier turns"
+        )
+    if rendered.saved_tokens:
+        say(f"saved: {rendered.saved_tokens:,} tokens, since turns that share their history are trained in one example")
+    counts = {
+        f"cut, {fitted.cut_tokens:,} tokens in all": fitted.cut,
+        "dropped as too long": fitted.dropped,
+        "dropped, since no whole turn fits": fitted.unfinished,
+        "left out, with nothing to train": fitted.untrained,
+    }
+    if any(counts.values()):
+        warn("; ".join(f"{count:,} {what}" for what, count in counts.items() if count))
+    say(f"self-check: {ready.checked} conversations are trained exactly as they are sampled")
+
+
+def _number(value: int | None) -> str:
+    return "not known" if value is None else f"{value:,}"
+
+
+def show_examples(renderer: "Renderer", examples: Sequence["Example"]) -> None:
+    """Examples to stdout: what is trained stands in green, or in brackets where there is no colour."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from tinkertools.chat.preview import bracketed, pieces
+
+    out = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    for number, example in enumerate(examples, 1):
+        text = Text()
+        for piece in pieces(renderer, example):
+            if out.color_system is None or piece.weight not in (0, 1):
+                text.append(bracketed(piece))
+            else:
+                text.append(piece.text, style="bold green" if piece.weight else "")
+        out.print(f"── example {number}: {len(example.tokens):,} tokens, {example.trained_tokens:,} trained ──")
+        out.print(text)

@@ -9,6 +9,18 @@ from tinkertools.config import Engine
 
 EngineOption = Annotated[Engine, typer.Option(help="Where to compute; local is torch in this process.")]
 BaseUrl = Annotated[str | None, typer.Option(help="The address of a Tinker server.")]
+RendererOption = Annotated[
+    str,
+    typer.Option(help="auto (by the model's name), chat-template (the model's own), or one of the vendor's, as qwen3."),
+]
+TrainOnWhatOption = Annotated[
+    str,
+    typer.Option(
+        help="ALL_ASSISTANT_MESSAGES, LAST_ASSISTANT_MESSAGE, LAST_ASSISTANT_TURN, ALL_MESSAGES, ALL_TEXT, "
+        "ALL_USER_AND_SYSTEM_MESSAGES, or CUSTOMIZED (messages have trainable, weight or loss_weight); in any case."
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Tokenise anew, and keep nothing for the next run.")]
 OutputDir = Annotated[Path, typer.Option(help="Where runs are.")]
 AdapterBase = Annotated[str | None, typer.Option(help="Left out: the one that the adapter was trained on.")]
 TestPrompts = Annotated[

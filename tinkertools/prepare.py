@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from tinkertools import console
-from tinkertools.config import TRAINING_DATA, Format, PrepareDefaults
+from tinkertools.config import AUTO_RENDERER, TRAINING_DATA, Format, PrepareDefaults, TrainConfig
 from tinkertools.errors import DataError, Interrupted, UsageError
+from tinkertools.options import RendererOption
+from tinkertools.shipped import STARTER_MODEL
 
 if TYPE_CHECKING:
-    from tinkertools.chat.records import Reader, Refused
+    from tinkertools.chat.records import Conversation, Reader, Refused
+    from tinkertools.chat.sections import SectionCounts
 
 DEFAULTS = PrepareDefaults()
 
@@ -39,6 +42,9 @@ class PrepareOptions:
     seed: int
     dedupe: bool
     skip_bad: bool
+    preview: int
+    base_model: str | None
+    renderer: str
 
     def __post_init__(self) -> None:
         if self.format not in ("auto", "prompt-completion") and (self.prompt_column or self.completion_column):
@@ -47,8 +53,16 @@ class PrepareOptions:
             raise UsageError("--prompt-column and --completion-column go together", hint="give both, or neither")
         if not 0 <= self.val_fraction < 1:
             raise UsageError(f"--val-fraction is {self.val_fraction}, but must be at least 0 and less than 1")
+        if self.system is not None and self.system != self.system.encode(errors="replace").decode():
+            raise UsageError("--system holds bytes that are not UTF-8", hint="type it in a terminal that uses UTF-8")
         if self.max_examples is not None and self.max_examples < 1:
             raise UsageError(f"--max-examples is {self.max_examples}, but must be at least 1")
+        if self.preview < 0:
+            raise UsageError(f"--preview is {self.preview}, but must be 0 or more", hint="for example --preview 3")
+        if not self.preview and (self.base_model is not None or self.renderer != AUTO_RENDERER):
+            raise UsageError(
+                "--base-model and --renderer only say how a preview is written", hint="add --preview 3, or omit them"
+            )
 
     @property
     def validation_output(self) -> Path:
@@ -76,13 +90,19 @@ class Counts:
 
 def command(
     dataset: Annotated[
-        str, typer.Option(help="A file (JSONL, JSON, CSV, TSV, Parquet, or .gz of these), a folder, a Hub name, or -.")
+        str,
+        typer.Option(
+            help="A file (JSONL, JSON, CSV, TSV, Parquet, .gz of these; Markdown, text), a folder or a quoted pattern "
+            "of such, a Hub name, or -."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Where the chat JSONL goes.")] = TRAINING_DATA,
     split: Annotated[str, typer.Option(help="The split of a Hub dataset.")] = DEFAULTS.split,
     config_name: Annotated[str | None, typer.Option(help="The configuration (subset) of a Hub dataset.")] = None,
     max_examples: Annotated[int | None, typer.Option(help="Keep at most this many conversations.")] = None,
-    format: Annotated[Format, typer.Option(help="The form of the rows; auto says what it found.")] = DEFAULTS.format,
+    format: Annotated[
+        Format, typer.Option(help="The form of the rows; auto says what it found. sections: headings of documents.")
+    ] = DEFAULTS.format,
     prompt_column: Annotated[str | None, typer.Option(help="The column that asks.")] = None,
     completion_column: Annotated[str | None, typer.Option(help="The column that answers.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message for conversations that have none.")] = None,
@@ -100,11 +120,18 @@ def command(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on past bad rows; they go to OUTPUT.rejects.jsonl with the reason.")
     ] = False,
+    preview: Annotated[
+        int, typer.Option(help="Show so many examples as a model would be trained on them, and count all tokens.")
+    ] = DEFAULTS.preview,
+    base_model: Annotated[
+        str | None, typer.Option(help="The model of the preview: a folder or a name. Left out: the starter model.")
+    ] = None,
+    renderer: RendererOption = AUTO_RENDERER,
 ) -> None:
-    """Turn any dataset into chat JSONL: one {"messages": […]} a line."""
+    """Turn any dataset, or documents, into chat JSONL: one {"messages": […]} a line."""
     options = PrepareOptions(
         dataset, output, split, config_name, max_examples, format, prompt_column, completion_column, system,
-        val_fraction, shuffle, seed, dedupe, skip_bad,
+        val_fraction, shuffle, seed, dedupe, skip_bad, preview, base_model, renderer,
     )  # fmt: skip
     try:
         counts = prepare(options)
@@ -119,8 +146,35 @@ def command(
         console.warn(f"{place}: the rest of this file could not be read")
     if counts.refused:
         console.say(f"refused rows, each with its reason: {options.rejects}")
+    if options.preview:
+        show_preview(options)
     console.data(str(options.output))
     console.say(f"next: tt train --data {options.output}")
+
+
+def show_preview(options: PrepareOptions) -> None:
+    """The first conversations as they would be trained on, and what all of them amount to.
+
+    Raises:
+        DataError: some cannot be rendered for this model, or would be trained otherwise than they are sampled.
+    """
+    from tinkertools.chat.cache import fingerprint
+    from tinkertools.chat.records import read_all
+    from tinkertools.chat.rendering import choose_renderer, load_renderer
+    from tinkertools.chat.sources import find_source
+    from tinkertools.data import make_ready
+    from tinkertools.local.limits import limits_of
+
+    base_model = options.base_model or str(STARTER_MODEL)
+    conversations, _ = read_all(find_source(str(options.output)), DEFAULTS.errors_shown)
+    console.show_renderer(choose_renderer(base_model, options.renderer), TrainConfig.train_on_what)
+    renderer = load_renderer(base_model, options.renderer)
+    limits = limits_of(base_model) if Path(base_model).is_dir() else None
+    ready = make_ready(
+        renderer, conversations, fingerprint(conversations), limits, console.progress, overlength="truncate"
+    )
+    console.show_examples(renderer, ready.rendered.examples[: options.preview])
+    console.show_data(ready)
 
 
 def summary(counts: Counts) -> str:
@@ -131,6 +185,17 @@ def summary(counts: Counts) -> str:
     if counts.left_out:
         parts.append(f"{counts.left_out:,} beyond --max-examples")
     return f"rows in: {counts.rows_in:,} = {' + '.join(parts)}"
+
+
+def section_summary(counts: "SectionCounts") -> str:
+    """How many sections documents held, and what of them gives no row."""
+    documents = "1 document" if counts.documents == 1 else f"{counts.documents:,} documents"
+    filled = counts.sections - counts.empty
+    text = f"sections: {counts.sections:,} in {documents} = {filled:,} with text + {counts.empty:,} without"
+    if counts.leading:
+        of = "1 document" if counts.leading == 1 else f"{counts.leading:,} documents"
+        text += f"; text before the first heading of {of} is left out"
+    return text
 
 
 def prepare(options: PrepareOptions) -> Counts:
@@ -146,9 +211,14 @@ def prepare(options: PrepareOptions) -> Counts:
 
     check_writable_file(options.output)
     own = (options.output, options.validation_output, options.rejects)
-    source = find_source(options.dataset, split=options.split, config_name=options.config_name, leave_out=own)
+    # Columns are of rows, so documents are not meant.
+    wanted: Format = "prompt-completion" if options.prompt_column else options.format
+    source = find_source(
+        options.dataset, split=options.split, config_name=options.config_name, leave_out=own, format=wanted
+    )
     if source.ignored:
-        console.warn(f"{len(source.ignored)} files in {source.name} are no data files, such as {source.ignored[0]}")
+        kind = "documents" if source.documents else "data files"
+        console.warn(f"{len(source.ignored)} files in {source.name} are no {kind}, such as {source.ignored[0]}")
     reader = Reader(source, options.format, options.prompt_column, options.completion_column)
     staged = options.shuffle or options.val_fraction > 0
     counts = Counts()
@@ -174,21 +244,27 @@ def prepare(options: PrepareOptions) -> Counts:
 
 
 class Index:
-    """Where each staged line begins, and a digest of it: 16 bytes of memory a row."""
+    """Where each staged line begins, and a digest of its conversation: 16 bytes of memory a row."""
 
     def __init__(self) -> None:
         self.offsets = array("Q", [0])
         self.digests = array("Q")
 
-    def add(self, line: bytes) -> None:
+    def add(self, line: bytes, digest: int) -> None:
         """Remember the line just written."""
         self.offsets.append(self.offsets[-1] + len(line))
-        self.digests.append(_digest(line))
+        self.digests.append(digest)
 
 
-def _digest(line: bytes) -> int:
+def _digest(conversation: "Conversation", line: bytes) -> int:
+    """The number by which a conversation and its equals are known, whatever is said of where they come from."""
     import hashlib
 
+    import orjson
+
+    if "metadata" in conversation:
+        trained = {name: value for name, value in conversation.items() if name != "metadata"}
+        line = orjson.dumps(trained, default=str, option=orjson.OPT_APPEND_NEWLINE)
     return int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "little")
 
 
@@ -217,6 +293,7 @@ def convert(
     write = out.write
     limit = options.max_examples if index is None else None
     system = {"role": "system", "content": options.system} if options.system else None
+    digests = options.dedupe or index is not None
     seen: set[int] = set()
     shown: list[Refused] = []
     with watch(reader) as look:
@@ -233,17 +310,18 @@ def convert(
             if shown:
                 counts.kept += 1  # there will be no output: only the counting goes on
                 continue
-            messages = [system, *item] if system and item[0]["role"] != "system" else item
-            line = dumps({"messages": messages}, default=str, option=newline)
+            if system and item["messages"][0]["role"] not in ("system", "developer"):
+                item["messages"] = [system, *item["messages"]]
+            line = dumps(item, default=str, option=newline)
+            digest = _digest(item, line) if digests else 0
             if options.dedupe:
-                digest = _digest(line)
                 if digest in seen:
                     counts.duplicates += 1
                     continue
                 seen.add(digest)
             write(line)
             if index is not None:
-                index.add(line)
+                index.add(line, digest)
             counts.kept += 1
             if counts.kept & 4095 == 0:
                 look()
@@ -252,6 +330,8 @@ def convert(
     counts.rows_in = reader.rows_in
     if reader.format is not None:
         console.say(f"format: {reader.format.description}")
+    if reader.source.documents:
+        console.say(section_summary(reader.source.sections))
     if shown:
         console.say(f"{summary(counts)}; nothing is written")
         raise explain_refusals(shown, counts.refused, "mend them, or add --skip-bad to leave bad rows out")
@@ -273,7 +353,8 @@ def _reject(refused: "Refused") -> bytes:
     try:
         return orjson.dumps(reject, default=str, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError as error:  # such as nested too deep
-        return orjson.dumps(reject | {"row": f"not shown: {error}"}, option=orjson.OPT_APPEND_NEWLINE)
+        shown = {name: str(text).encode(errors="replace").decode() for name, text in reject.items() if name != "row"}
+        return orjson.dumps(shown | {"row": f"not shown: {error}"}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def distribute(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from tinkertools import console
-from tinkertools.config import ENGINE, OUTPUT_DIR, AnswerDefaults, ServerSettings
+from tinkertools.config import AUTO_RENDERER, ENGINE, OUTPUT_DIR, AnswerDefaults, ServerSettings
 from tinkertools.engines import choose
 from tinkertools.errors import Interrupted
 from tinkertools.files import check_writable_file, write_json
@@ -15,6 +15,7 @@ from tinkertools.options import (
     EngineOption,
     MaxTokens,
     OutputDir,
+    RendererOption,
     ResultsFile,
     SamplingSeed,
     ScoredData,
@@ -33,6 +34,7 @@ def command(
     base_model: AdapterBase = None,
     test_prompts: TestPrompts = None,
     data: ScoredData = None,
+    renderer: RendererOption = AUTO_RENDERER,
     max_tokens: MaxTokens = DEFAULTS.max_tokens,
     temperature: Temperature = DEFAULTS.temperature,
     seed: SamplingSeed = DEFAULTS.seed,
@@ -42,18 +44,21 @@ def command(
     output: ResultsFile = DEFAULTS.test_output,
 ) -> None:
     """Show what a fine-tuned adapter answers."""
-    from tinkertools.answers import Settings, base_of, evaluate
+    from tinkertools.answers import Settings, base_of, evaluate, renderer_of
     from tinkertools.runs.directory import find_weights
 
     settings = Settings(max_tokens, temperature, seed)
     check_writable_file(output)
     weights = find_weights(lora_weights, output_dir)
+    asked_with = renderer_of(renderer, [weights])
     choice = choose(engine, base_of(base_model, weights), ServerSettings.from_environment(base_url))
     try:
         console.say(f"adapter: {weights.directory}")
         if weights.note:
             console.warn(weights.note)
-        found = evaluate(choice, {"lora": weights.directory}, test_prompts, data, settings, console.progress)
+        found = evaluate(
+            choice, {"lora": weights.directory}, test_prompts, data, settings, asked_with, console.progress
+        )
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing was written", hint="run the same command again") from None
     results: dict[str, Any] = {
@@ -67,7 +72,7 @@ def command(
         ],
     }
     write_json(output, results)
-    questions = [prompt.messages[-1]["content"] for prompt in found.prompts]
+    questions = [prompt.question for prompt in found.prompts]
     console.show_answers(questions, {weights.label: found.answers["lora"]}, output)
     console.show_scores({weights.label: found.scores["lora"]})
     console.say(f"results: {output}")

@@ -25,19 +25,22 @@ from tinkertools.config import (
     ServerSettings,
     TrainConfig,
     parse_learning_rate,
+    parse_train_on_what,
 )
 from tinkertools.engines import Choice, choose, open_service
 from tinkertools.errors import FileError, Interrupted, RunError, UsageError
-from tinkertools.options import BaseUrl, EngineOption, OutputDir
+from tinkertools.options import BaseUrl, EngineOption, NoCache, OutputDir, RendererOption, TrainOnWhatOption
 from tinkertools.schedules import auto_learning_rate, learning_rate_at
 from tinkertools.shipped import SAMPLE_TRAINING_DATA, is_starter
 
 if TYPE_CHECKING:
     from tinkertools.chat.batching import Batches
+    from tinkertools.chat.conversations import Conversation
     from tinkertools.chat.datums import Fitted
-    from tinkertools.chat.records import Conversation
-    from tinkertools.chat.rendering import ChatTemplateRenderer
+    from tinkertools.chat.rendering import Renderer
+    from tinkertools.data import Ready
     from tinkertools.local import ServiceClient
+    from tinkertools.local.limits import Limits
     from tinkertools.local.training import TrainingClient
     from tinkertools.runs.directory import RunDirectory
     from tinkertools.runs.log import TrainingLog
@@ -46,6 +49,9 @@ DEFAULTS = TrainConfig()
 
 # Steps that are submitted before the first of them is waited for.
 STEPS_IN_FLIGHT = 2
+
+# Examples that a dry run shows.
+EXAMPLES_SHOWN = 2
 
 
 def command(
@@ -78,12 +84,19 @@ def command(
         DEFAULTS.max_length
     ),
     overlength: Annotated[Overlength, typer.Option(help="What becomes of longer ones.")] = DEFAULTS.overlength,
+    train_on_what: TrainOnWhatOption = DEFAULTS.train_on_what,
+    renderer: RendererOption = DEFAULTS.renderer,
     seed: Annotated[int, typer.Option(help="Seed of the adapter and of the order of the data.")] = DEFAULTS.seed,
     output_dir: OutputDir = OUTPUT_DIR,
     run_name: Annotated[str | None, typer.Option(help="Name of the run's directory.")] = None,
     resume: Annotated[
         str | None, typer.Option(help="Go on with a run (its path, or latest) with the options it was started with.")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would be trained, as text and in numbers; train nothing."),
+    ] = False,
+    no_cache: NoCache = False,
 ) -> None:
     """Train a LoRA adapter on conversations. Without options: the starter model on the sample conversations."""
     plan: Plan | None = None
@@ -97,10 +110,13 @@ def command(
                 base_model=choice.base_model, data=data_source(data, choice), engine=choice.engine, batch=batch,
                 max_steps=max_steps, epochs=epochs, rank=rank, learning_rate=parse_learning_rate(learning_rate),
                 lr_schedule=lr_schedule, warmup_steps=warmup_steps, save_every=save_every, max_length=max_length,
-                overlength=overlength, seed=seed,
+                overlength=overlength, train_on_what=parse_train_on_what(train_on_what), renderer=renderer, seed=seed,
             )  # fmt: skip
             plan = plan_new(config, choice, output_dir, run_name)
-        train(plan)
+        if dry_run:
+            show_plan(plan, use_cache=not no_cache)
+        else:
+            train(plan, use_cache=not no_cache)
     except KeyboardInterrupt:
         raise left_at_once(plan) from None
 
@@ -182,7 +198,8 @@ def refuse_beside_resume(context: typer.Context) -> None:
     given = [
         f"--{name.replace('_', '-')}"
         for name in context.params
-        if name not in ("resume", "output_dir") and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+        if name not in ("resume", "output_dir", "dry_run", "no_cache")
+        and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
     ]
     if given:
         raise UsageError(
@@ -191,30 +208,22 @@ def refuse_beside_resume(context: typer.Context) -> None:
         )
 
 
-def train(plan: Plan) -> None:
+def train(plan: Plan, *, use_cache: bool) -> None:
     """Everything from data to summary, in order."""
     from tinkertools.chat.batching import Batches
-    from tinkertools.chat.datums import fit
-    from tinkertools.chat.records import read_all
-    from tinkertools.chat.rendering import load_renderer, render_all
-    from tinkertools.chat.sources import find_source
+    from tinkertools.chat.cache import fingerprint
     from tinkertools.runs.log import TrainingLog
     from tinkertools.runs.plots import write_plots
 
     config, run = plan.config, plan.run
-    console.say(f"base model: {config.base_model} ({plan.choice.reason})")
-    conversations, row_format = read_all(find_source(config.data), PrepareDefaults.errors_shown)
-    console.say(f"data: {config.data}: {len(conversations):,} conversations ({row_format.description})")
-    fingerprint = data_fingerprint(conversations)
-    refuse_changed_data(plan, fingerprint)
     with open_service(plan.choice, run.engine_store) as service:
-        renderer = load_renderer(config.base_model)
-        with console.progress("render", len(conversations), "conversations") as report:
-            examples = render_all(renderer, conversations, PrepareDefaults.errors_shown, report)
-        limit = service.max_length(config.base_model)
-        fitted = fit(examples, min(config.max_length or limit, limit), config.overlength)
-        show_data(fitted)
-        batches = Batches(len(fitted.examples), config.batch, config.seed)
+        conversations = read_data(plan)
+        hashed = fingerprint(conversations)
+        refuse_changed_data(plan, hashed)
+        renderer = find_renderer(config)
+        ready = make_data_ready(config, renderer, conversations, hashed, use_cache=use_cache)
+        console.show_data(ready)
+        batches = Batches(len(ready.fitted.examples), config.batch, config.seed)
         config = resolve(config, service)
         total_steps = config.max_steps or config.epochs * batches.steps_per_epoch
         first_step = run.next_step()
@@ -226,9 +235,9 @@ def train(plan: Plan) -> None:
             client = service.create_training_client_from_state_with_optimizer(str(run.state))
             console.say(f"going on with step {first_step} of {total_steps}")
         if plan.metadata is None:
-            run.write_config(run_metadata(config, fingerprint, len(conversations), renderer))
+            run.write_config(run_metadata(config, hashed, len(conversations), renderer))
         with TrainingLog.reopen(run.log, first_step) as log, stop_on_interrupt() as stop:
-            loop = Loop(client, service, fitted, batches, config, run, log)
+            loop = Loop(client, service, ready.fitted, batches, config, run, log)
             try:
                 interrupted = loop.run(first_step, total_steps, stop)
             except FileError as error:
@@ -246,16 +255,70 @@ def train(plan: Plan) -> None:
     show_summary(run, log)
 
 
-def data_fingerprint(conversations: "list[Conversation]") -> str:
-    """A hash of what is trained on, whatever file it came from."""
-    import hashlib
+def show_plan(plan: Plan, *, use_cache: bool) -> None:
+    """What would be trained on, shown token by token and counted; nothing is trained and no run is made."""
+    from tinkertools.chat.batching import Batches
+    from tinkertools.chat.cache import fingerprint
 
-    import orjson
+    config = plan.config
+    conversations = read_data(plan)
+    renderer = find_renderer(config)
+    strict = config.overlength == "error"
+    shown = dataclasses.replace(config, overlength="truncate") if strict else config
+    ready = make_data_ready(shown, renderer, conversations, fingerprint(conversations), use_cache=use_cache)
+    console.show_examples(renderer, ready.fitted.examples[:EXAMPLES_SHOWN])
+    console.show_data(ready)
+    if strict and (too_long := ready.fitted.cut + ready.fitted.unfinished):
+        console.warn(f"training would stop: {too_long:,} examples are too long, and --overlength is error")
+    batches = Batches(len(ready.fitted.examples), config.batch, config.seed)
+    steps = config.max_steps or config.epochs * batches.steps_per_epoch
+    console.say(f"steps: {steps:,} of {config.batch} examples, {batches.steps_per_epoch:,} an epoch")
+    console.say("this was a dry run: nothing is trained and nothing written; without --dry-run it is")
 
-    digest = hashlib.blake2b(digest_size=16)
-    for conversation in conversations:
-        digest.update(orjson.dumps(conversation, option=orjson.OPT_SORT_KEYS))
-    return digest.hexdigest()
+
+def read_data(plan: Plan) -> "list[Conversation]":
+    """The conversations to train on, and what they and the base model are, in words.
+
+    Raises:
+        DataError: a row cannot be used.
+    """
+    from tinkertools.chat.records import read_all
+    from tinkertools.chat.sources import find_source
+
+    config = plan.config
+    console.say(f"base model: {config.base_model} ({plan.choice.reason})")
+    conversations, row_format = read_all(find_source(config.data), PrepareDefaults.errors_shown)
+    console.say(f"data: {config.data}: {len(conversations):,} conversations ({row_format.description})")
+    return conversations
+
+
+def find_renderer(config: TrainConfig) -> "Renderer":
+    """The renderer in effect, and why, in words."""
+    from tinkertools.chat.rendering import choose_renderer, load_renderer
+
+    console.show_renderer(choose_renderer(config.base_model, config.renderer), config.train_on_what)
+    return load_renderer(config.base_model, config.renderer, config.train_on_what)
+
+
+def make_data_ready(
+    config: TrainConfig, renderer: "Renderer", conversations: "list[Conversation]", hashed: str, *, use_cache: bool
+) -> "Ready":
+    """The data, rendered and fitted to the model."""
+    from tinkertools.data import make_ready
+
+    return make_ready(
+        renderer, conversations, hashed, limits_of_model(config), console.progress,
+        max_length=config.max_length, overlength=config.overlength, use_cache=use_cache,
+    )  # fmt: skip
+
+
+def limits_of_model(config: TrainConfig) -> "Limits | None":
+    """What the base model takes, where it is on this machine; a server is asked when it is spoken to."""
+    if config.engine == "tinker":
+        return None
+    from tinkertools.local.limits import limits_of
+
+    return limits_of(config.base_model)
 
 
 def refuse_changed_data(plan: Plan, fingerprint: str) -> None:
@@ -271,18 +334,6 @@ def refuse_changed_data(plan: Plan, fingerprint: str) -> None:
         )
 
 
-def show_data(fitted: "Fitted") -> None:
-    """What will be trained on, and what was done to make it fit."""
-    share = fitted.trained_tokens / fitted.tokens
-    console.say(
-        f"examples: {len(fitted.examples):,} with {fitted.tokens:,} tokens, "
-        f"{fitted.trained_tokens:,} of them trained ({share:.1%})"
-    )
-    left = {"cut": fitted.cut, "dropped as too long": fitted.dropped, "without a trained token": fitted.untrained}
-    if any(left.values()):
-        console.warn("; ".join(f"{count:,} {what}" for what, count in left.items() if count))
-
-
 def resolve(config: TrainConfig, service: "ServiceClient") -> TrainConfig:
     """The configuration with `auto` replaced by the number in effect."""
     rate = config.learning_rate
@@ -292,13 +343,11 @@ def resolve(config: TrainConfig, service: "ServiceClient") -> TrainConfig:
     return dataclasses.replace(config, learning_rate=rate)
 
 
-def run_metadata(
-    config: TrainConfig, fingerprint: str, conversations: int, renderer: "ChatTemplateRenderer"
-) -> dict[str, Any]:
+def run_metadata(config: TrainConfig, fingerprint: str, conversations: int, renderer: "Renderer") -> dict[str, Any]:
     """`config.json`: everything needed to repeat the run."""
     from importlib.metadata import version
 
-    packages = ("tinker", "torch", "transformers", "peft", "tokenizers")
+    packages = ("tinker", "torch", "transformers", "peft", "tokenizers", "tml-renderers")
     return {
         "version": CONFIG_VERSION,
         "tinkertools": __version__,

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinkertools.chat.sources import Malformed, data_suffix, find_source
+from tinkertools.chat.sections import SectionCounts
+from tinkertools.chat.sources import Malformed, Source, data_suffix, find_source
+from tinkertools.config import Format
 from tinkertools.errors import DataError, FileError
 
 CHUNK = 1 << 16
@@ -138,6 +141,22 @@ def test_broken_json_has_its_line_and_reason(folder: Path, content: bytes, expec
             assert value.reason.startswith(wanted)
         else:
             assert value == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b'"\\ud83d"', "no low surrogate in string"),
+        (b'"\\ud83d\\u0041"', "invalid low surrogate in string"),
+        (b'"\\ude00"', "invalid high surrogate in string"),
+    ],
+)
+@pytest.mark.parametrize("layout", [b'{"a":1}\n{"a":%s}\n', b'[{"a":1},\n{"a":%s}]'])
+def test_half_of_a_surrogate_pair_in_json(folder: Path, layout: bytes, text: bytes, reason: str) -> None:
+    (line, good), (bad_line, bad) = read(folder / "half.json", layout % text)
+    assert (line, good, bad_line) == (1, GOOD, 2)
+    assert isinstance(bad, Malformed)
+    assert bad.reason == f"invalid JSON at column 7: holds half of a surrogate pair: {reason}"
 
 
 def test_a_broken_array_is_not_read_to_its_end(folder: Path) -> None:
@@ -273,6 +292,161 @@ def test_a_folder_is_read_file_by_file_in_the_order_of_names(tmp_path: Path) -> 
 def test_a_folder_without_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no data file"):
         find_source(str(tmp_path))
+
+
+TREE = [
+    "a.md", "b.MARKDOWN", "c.txt", "d.rst", "inner/e.md", "inner/.hidden.md", ".git/f.md", "inner/.venv/g.txt",
+    "out.txt", "notes.md.gz",
+]  # fmt: skip
+DOCUMENTS = ["a.md", "b.MARKDOWN", "c.txt", "inner/e.md"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of documents, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for name in TREE:
+        path = tmp_path / "docs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# {name}\n\ntext\n")
+    return tmp_path / "docs"
+
+
+def names(paths: list[Path], folder: Path) -> list[str]:
+    return [path.resolve().relative_to(folder).as_posix() for path in paths]
+
+
+@pytest.mark.parametrize("format", ["auto", "sections"])
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("docs", DOCUMENTS),
+        ("docs/a.md", ["a.md"]),
+        ("docs/b.MARKDOWN", ["b.MARKDOWN"]),
+        ("docs/*.md", ["a.md"]),
+        ("docs/**/*.md", ["a.md", "inner/e.md"]),
+        ("docs/**/*.md*", ["a.md", "inner/e.md"]),
+        ("docs/[ab].*", ["a.md", "b.MARKDOWN"]),
+        ("docs/.git/*", [".git/f.md"]),
+        ("docs/*", ["a.md", "b.MARKDOWN", "c.txt"]),
+    ],
+)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_documents(tree: Path, format: Format, dataset: str, expected: list[str], absolute: bool) -> None:
+    dataset = str(tree.parent / dataset) if absolute else dataset
+    source = find_source(dataset, format=format, leave_out=[tree / "out.txt"])
+    assert (source.name, source.documents, names(source.files, tree)) == (dataset, True, expected)
+    found = [(row.file, row.line, row.value) for row in source.rows()]
+    assert found == [
+        (str(path), 1, {"source": str(path), "headings": [name], "text": "text"})
+        for path, name in zip(source.files, expected, strict=True)
+    ]
+    assert source.bytes_read == source.bytes_total
+
+
+def test_documents_that_are_not_read_are_told(tree: Path) -> None:
+    assert names(find_source("docs").ignored, tree) == ["d.rst", "notes.md.gz"]
+    assert names(find_source("docs/*").ignored, tree) == ["d.rst", "notes.md.gz"]
+
+
+@pytest.mark.parametrize("dataset", ["docs", "docs/**"])
+def test_data_files_come_first_where_nothing_else_is_asked_for(tree: Path, dataset: str) -> None:
+    (tree / "inner/x.jsonl").write_bytes(b'{"a":1}\n')
+    (tree / "a.json").write_bytes(b"[]")
+    for format in ("auto", "messages"):
+        source = find_source(dataset, format=format)
+        assert (source.documents, names(source.files, tree)) == (False, ["a.json", "inner/x.jsonl"])
+        assert set(DOCUMENTS) < set(names(source.ignored, tree))
+    source = find_source(dataset, format="sections")
+    assert (source.documents, names(source.files, tree)) == (True, sorted([*DOCUMENTS, "out.txt"]))
+    assert names(source.ignored, tree) == ["a.json", "d.rst", "inner/x.jsonl", "notes.md.gz"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "format", "message"),
+    [
+        ("docs/d.rst", "sections", "docs/d.rst is no document"),
+        ("a.jsonl", "sections", "a.jsonl is no document"),
+        ("data", "sections", "the folder data holds no document"),
+        ("*.jsonl", "sections", "*.jsonl matches no document"),
+        ("org/name", "sections", "no such file or folder: org/name"),
+        ("missing.md", "auto", "no such file or folder: missing.md"),
+        ("missing.markdown", "auto", "no such file or folder: missing.markdown"),
+        ("docs", "messages", "the folder docs holds no data file"),
+        ("docs/*.md", "messages", "docs/*.md matches no data file"),
+        ("docs/*.pdf", "auto", "no file matches docs/*.pdf"),
+        ("docs/inn*", "auto", "no file matches docs/inn*"),
+    ],
+)
+def test_documents_that_are_not_there(tree: Path, dataset: str, format: Format, message: str) -> None:
+    (tree.parent / "a.jsonl").write_bytes(b'{"a":1}\n')
+    (tree.parent / "data").mkdir()
+    (tree.parent / "data/a.jsonl").write_bytes(b'{"a":1}\n')
+    with pytest.raises(DataError) as stopped:
+        find_source(dataset, format=format)
+    assert stopped.value.message == message
+    assert stopped.value.hint
+    if "no document" in message:
+        assert stopped.value.hint == "--format sections reads .md, .markdown, .txt; leave --format out for data files"
+
+
+def test_a_name_with_the_signs_of_a_pattern_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a[1].jsonl").write_bytes(b'{"n":1}\n')
+    Path("a1.jsonl").write_bytes(b'{"n":2}\n')
+    assert [row.value for row in find_source("a[1].jsonl").rows()] == [{"n": 1}]
+    assert [row.value for row in find_source("a[!2].jsonl").rows()] == [{"n": 2}]
+
+
+def document(path: Path, content: bytes) -> Source:
+    path.write_bytes(content)
+    return find_source(str(path))
+
+
+def test_sections_are_counted_as_they_are_read(folder: Path) -> None:
+    source = document(folder / "a.md", b"\xef\xbb\xbfbefore\n# A\n## B\nb\n## C\n\n## D\nd\n")
+    for _ in range(2):
+        found = [(row.line, row.value["headings"], row.value["text"]) for row in source.rows()]
+        assert found == [(3, ["A", "B"], "b"), (7, ["A", "D"], "d")]
+        assert source.sections == SectionCounts(documents=1, sections=4, empty=2, leading=1)
+    next(source.rows())
+    assert source.sections == SectionCounts(documents=1, sections=2, empty=1, leading=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"just\ntext", b"> # quoted"])
+def test_a_document_without_headings(folder: Path, content: bytes) -> None:
+    path = folder / "a.txt"
+    source = document(path, content)
+    expected = {"source": str(path), "headings": [], "text": content.decode().strip()}
+    assert [(row.line, row.value) for row in source.rows()] == [(1, expected)]
+    assert source.sections == SectionCounts(documents=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "byte"),
+    [(b"# A\n\nb\xe9\n", 3, 7), (b"\xef\xbb\xbf# A\n\xff", 2, 8), ("# A".encode("utf-16"), 1, 1)],
+)
+def test_a_document_in_another_encoding(folder: Path, content: bytes, line: int, byte: int) -> None:
+    shown = content.decode(errors="replace")
+    expected = Malformed(f"invalid UTF-8 at byte {byte} of the document", shown)
+    assert [(row.line, row.value) for row in document(folder / "a.md", content).rows()] == [(line, expected)]
+
+
+def test_a_document_from_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"# A\n\ntext\n")))
+    (row,) = find_source("-", format="sections").rows()
+    assert row == ("stdin", 1, {"source": "stdin", "headings": ["A"], "text": "text"})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes there")
+def test_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.md")
+    try:
+        Path(name).write_bytes(b"# A\n\ntext\n")
+    except OSError:
+        pytest.skip("this file system takes only text")
+    (row,) = find_source(str(tmp_path)).rows()
+    assert row.file == row.value["source"] == f"{tmp_path}/\ufffd.md"
 
 
 @pytest.mark.parametrize(

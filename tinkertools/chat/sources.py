@@ -1,21 +1,27 @@
-"""Raw rows from a file, a folder, stdin or the Hugging Face Hub, each with its place, in bounded memory."""
+"""Raw rows from files, a folder, stdin or the Hugging Face Hub, each with its place, in bounded memory."""
 
 import codecs
 import csv
+import glob
 import gzip
 import io
 import json
+import os
 import re
 import sys
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import orjson
 
-from tinkertools.config import PrepareDefaults
+from tinkertools.chat.sections import SUFFIXES as DOCUMENT_SUFFIXES
+from tinkertools.chat.sections import SectionCounts, split_document
+from tinkertools.config import Format, PrepareDefaults
 from tinkertools.errors import DataError
 from tinkertools.files import explain_os_errors
 
@@ -34,6 +40,7 @@ _ARRAY_MARKS = {
     ("element", "]"): "]",
     ("value", ","): "value",
 }
+_SECTIONS_HINT = f"--format sections reads {', '.join(DOCUMENT_SUFFIXES)}; leave --format out for data files"
 # Longer than any JSON word, escape or number's tail that the end of a chunk may cut.
 _LONGEST_WORD = 32
 
@@ -56,11 +63,16 @@ class RawRow(NamedTuple):
 
 @dataclass
 class Source:
-    """Where rows come from. `rows` may be read once for stdin, any number of times otherwise."""
+    """Where rows come from. `rows` may be read once for stdin, any number of times otherwise.
+
+    The rows of `documents` are their sections, which are counted as they are read.
+    """
 
     name: str
     files: list[Path] = field(default_factory=list)
     ignored: list[Path] = field(default_factory=list)
+    documents: bool = False
+    sections: SectionCounts = field(default_factory=SectionCounts)
     hub_split: str = PrepareDefaults.split
     hub_config: str | None = None
     bytes_read: int = 0
@@ -77,14 +89,17 @@ class Source:
             DataError: the Hub has no such dataset, or a file cannot be read at all.
             FileError: the file system refused.
         """
+        self.sections = SectionCounts()
         if self.name == "-":
-            for line, value in _json_rows(sys.stdin.buffer):
+            stdin = sys.stdin.buffer
+            pairs = _document_rows(stdin.read(), "stdin", self.sections) if self.documents else _json_rows(stdin)
+            for line, value in pairs:
                 yield RawRow("stdin", line, value)
         elif self.files:
             done = 0
             for path in self.files:
                 with explain_os_errors(path), path.open("rb", buffering=_BUFFER) as file:
-                    for row in _file_rows(path, file):
+                    for row in _file_rows(path, file, self.sections if self.documents else None):
                         if row.line & 4095 == 0:
                             self.bytes_read = done + (0 if file.closed else file.tell())
                         yield row
@@ -100,31 +115,58 @@ def find_source(
     split: str = PrepareDefaults.split,
     config_name: str | None = None,
     leave_out: Collection[Path] = (),
+    format: Format = PrepareDefaults.format,
 ) -> Source:
-    """Decide what `dataset` names: `-` (stdin), a file, a folder (less `leave_out`), else a dataset on the Hub.
+    """Decide what `dataset` names: `-` (stdin), a file, a folder or a pattern (less `leave_out`), else a Hub dataset.
+
+    Documents are read where `format` is sections, and where it is auto and there are no data files.
 
     Raises:
-        DataError: nothing is there, or the folder holds no data file.
+        DataError: nothing is there, or nothing that can be read as `format`.
     """
     if dataset == "-":
-        return Source("-")
+        return Source("-", documents=format == "sections")
     path = Path(dataset)
+    known = {p.resolve() for p in leave_out}
     if path.is_dir():
-        known = {p.resolve() for p in leave_out}
-        inside = sorted(
-            p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.resolve() not in known
-        )
-        files = [p for p in inside if data_suffix(p)]
-        if not files:
-            raise DataError(
-                f"the folder {path} holds no data file", hint=f"it needs one of {', '.join(SUFFIXES)}, or .gz of these"
-            )
-        return Source(str(path), files=files, ignored=[p for p in inside if not data_suffix(p)])
+        inside = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.resolve() not in known]
+        # Hidden folders, such as .git and .venv, hold texts that are nobody's documents.
+        in_sight = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+        return _source_of(str(path), f"the folder {path} holds", inside, in_sight, format)
     if path.exists():
-        return Source(str(path), files=[path])
-    if data_suffix(path) or path.suffix in (".gz", ".txt", ".md") or not _HUB_NAME.fullmatch(dataset):
+        if format == "sections" and not _is_document(path):
+            raise DataError(f"{path} is no document", hint=_SECTIONS_HINT)
+        return Source(str(path), files=[path], documents=_is_document(path) and format in ("auto", "sections"))
+    if glob.has_magic(dataset):
+        # `Path.glob` takes no absolute patterns.
+        found = map(Path, glob.glob(dataset, recursive=True))  # noqa: PTH207
+        matches = [p for p in found if p.is_file() and p.resolve() not in known]
+        if not matches:
+            raise DataError(f"no file matches {dataset}", hint="check the pattern; ** stands for folders in folders")
+        return _source_of(dataset, f"{dataset} matches", matches, matches, format)
+    suffixes = (".gz", *DOCUMENT_SUFFIXES)
+    if data_suffix(path) or path.suffix in suffixes or format == "sections" or not _HUB_NAME.fullmatch(dataset):
         raise DataError(f"no such file or folder: {dataset}", hint="check the path; `ls` shows what is there")
     return Source(dataset, hub_split=split, hub_config=config_name)
+
+
+def _source_of(name: str, found: str, inside: list[Path], in_sight: list[Path], format: Format) -> Source:
+    """The source that the files `inside` are: the data files among them, or the documents among those `in_sight`."""
+    data = sorted(p for p in inside if data_suffix(p))
+    documents = sorted(p for p in in_sight if _is_document(p))
+    if format == "sections" and not documents:
+        raise DataError(f"{found} no document", hint=_SECTIONS_HINT)
+    as_documents = format == "sections" or (format == "auto" and not data and bool(documents))
+    files = documents if as_documents else data
+    if not files:
+        raise DataError(f"{found} no data file", hint=f"it needs one of {', '.join(SUFFIXES)}, or .gz of these")
+    taken = set(files)
+    ignored = sorted(p for p in (in_sight if as_documents else inside) if p not in taken)
+    return Source(name, files=files, ignored=ignored, documents=as_documents)
+
+
+def _is_document(path: Path) -> bool:
+    return path.suffix.lower() in DOCUMENT_SUFFIXES
 
 
 def data_suffix(path: Path) -> str | None:
@@ -133,9 +175,14 @@ def data_suffix(path: Path) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
-def _file_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
+def _file_rows(path: Path, file: BinaryIO, sections: SectionCounts | None) -> Iterator[RawRow]:
+    """The rows of a file; of a document where `sections` are to be counted."""
     suffix = data_suffix(path)
-    name = str(path)
+    name = _shown(path)
+    if sections is not None:
+        for line, value in _document_rows(file.read(), name, sections):
+            yield RawRow(name, line, value)
+        return
     if suffix is None:
         raise DataError(f"{path}: unknown kind of file", hint=f"use one of {', '.join(SUFFIXES)}, or .gz of these")
     zipped = path.name.lower().endswith(".gz")
@@ -148,12 +195,39 @@ def _file_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
     else:
         pairs = _json_rows(plain)
     try:
-        for line, value in pairs:
-            yield RawRow(name, line, value)
+        yield from starmap(partial(RawRow, name), pairs)
     except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: cannot be read: {error}", hint="the file is damaged or not what its name says"
         ) from error
+
+
+def _shown(path: Path) -> str:
+    """The name of a file as text that can be written: the system allows names that are no UTF-8."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def _document_rows(content: bytes, name: str, counts: SectionCounts) -> Iterator[tuple[int, Any]]:
+    """The sections of a document that have text, each at its heading's line; the others are counted."""
+    counts.documents += 1
+    try:
+        text = content.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as bad:
+        line = 1 + content.count(b"\n", 0, bad.start)
+        shown = content[:200].decode(errors="replace")
+        yield line, Malformed(f"invalid UTF-8 at byte {bad.start + 1} of the document", shown)
+        return
+    document = split_document(text)
+    if not document.sections:
+        yield 1, {"source": name, "headings": [], "text": document.leading}
+        return
+    counts.leading += bool(document.leading)
+    for section in document.sections:
+        counts.sections += 1
+        if section.text:
+            yield section.line, {"source": name, "headings": section.headings, "text": section.text}
+        else:
+            counts.empty += 1
 
 
 def _json_rows(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
@@ -207,7 +281,8 @@ def _parse_line(line: bytes) -> Any:
         except UnicodeDecodeError as bad:
             return Malformed(f"invalid UTF-8 at byte {bad.start + 1} of the row", text)
         where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno} of the row"
-        return Malformed(f"invalid JSON at {where}: {error.msg}", text)
+        half = "holds half of a surrogate pair: " if "surrogate" in error.msg else ""
+        return Malformed(f"invalid JSON at {where}: {half}{error.msg}", text)
 
 
 def _streamed_json(file: IO[bytes], head: bytes, line: int) -> Iterator[tuple[int, Any]]:

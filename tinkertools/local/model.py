@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tinkertools.chat.rendering import LOADING_HINT, load_tokenizer
+from tinkertools.chat.templates import LOADING_HINT, load_tokenizer
 from tinkertools.config import LORA_ALPHA
 from tinkertools.errors import EngineError, ModelError
 from tinkertools.local.checkpoints import read_adapter
+from tinkertools.local.limits import max_length_of, read_config
 from tinkertools.local.worker import Worker
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class BaseModel:
     @property
     def max_length(self) -> int:
         """The most tokens a sequence may have."""
-        return int(getattr(self.config, "max_position_embeddings", 0) or 1 << 20)
+        return max_length_of(self.config)
 
     @property
     def vocabulary(self) -> int:
@@ -224,12 +225,10 @@ def _load(name: str, dtype: torch.dtype, device: torch.device) -> "PreTrainedMod
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").exists():
-        raise ModelError(f"{name} is no model folder (no config.json)", hint="name a folder in Hugging Face's layout")
+    config = read_config(name)
     logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype)
     except Exception as error:
         raise ModelError(
             f"the model {name} cannot be loaded: {str(error).strip().splitlines()[0]}",

@@ -78,6 +78,11 @@ class RunDirectory:
         """
         return _read_json(self.path / _CONFIG)
 
+    @property
+    def renderer(self) -> str | None:
+        """The name of the renderer that the run's data were rendered with; None where this is no run."""
+        return self.read_config().get("renderer") if self.exists else None
+
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Step and folder of each checkpoint, the oldest first."""
         found = [(int(p.name.removeprefix(_CHECKPOINT)), p) for p in self.path.glob(f"{_CHECKPOINT}[0-9]*")]
@@ -110,12 +115,13 @@ class RunDirectory:
 
 @dataclass(frozen=True)
 class Weights:
-    """An adapter to use: its folder, the base model it names, and a short name for tables."""
+    """An adapter to use: its folder, the base model it names, a short name for tables, and its run's renderer."""
 
     directory: Path
     base_model: str | None
     label: str
     note: str | None = None
+    renderer: str | None = None
 
 
 def new_run(output_dir: Path, base_model: str, run_name: str | None, now: datetime) -> RunDirectory:
@@ -182,10 +188,10 @@ def find_weights(path: str | None, output_dir: Path) -> Weights:
         )
     folder = Path(path)
     if is_adapter(folder):
-        inside_run = (folder.resolve().parent / _CONFIG).is_file()
         resolved = folder.resolve()
-        label = f"{resolved.parent.name}/{resolved.name}" if inside_run else resolved.name
-        return Weights(folder, base_model_of(folder), label)
+        run = RunDirectory(resolved.parent)
+        label = f"{resolved.parent.name}/{resolved.name}" if run.exists else resolved.name
+        return Weights(folder, base_model_of(folder), label, renderer=run.renderer)
     if (folder / _CONFIG).is_file() and (folder / _LOG).is_file():
         return _weights_of_run(RunDirectory(folder))
     raise RunError(
@@ -196,14 +202,15 @@ def find_weights(path: str | None, output_dir: Path) -> Weights:
 
 def _weights_of_run(run: RunDirectory) -> Weights:
     if run.finished:
-        return Weights(run.final_weights, base_model_of(run.final_weights), run.path.name)
+        return Weights(run.final_weights, base_model_of(run.final_weights), run.path.name, renderer=run.renderer)
     if not (checkpoints := run.checkpoints()):
         raise RunError(
             f"{run.path} is not finished and has no checkpoint yet", hint=f"go on with it: tt train --resume {run.path}"
         )
     step, directory = checkpoints[-1]
     note = f"{run.path} is not finished: using its checkpoint of step {step}"
-    return Weights(directory, base_model_of(directory), f"{run.path.name}/{directory.name}", note)
+    label = f"{run.path.name}/{directory.name}"
+    return Weights(directory, base_model_of(directory), label, note, run.renderer)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""Data made ready for a model: rendered or taken from the cache, checked, and fitted to the model's length."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from tinkertools.chat import cache
+from tinkertools.chat.conversations import Conversation
+from tinkertools.chat.datums import Fitted, fit
+from tinkertools.chat.rendering import RenderedData, Renderer, render_all
+from tinkertools.chat.selfcheck import check
+from tinkertools.config import Overlength, PrepareDefaults
+from tinkertools.local.limits import Limits
+
+ProgressMaker = Callable[[str, float, str], AbstractContextManager[Callable[[float], None]]]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Data ready for training.
+
+    `tokenised` says in words where the tokens came from, `checked` how many conversations the self-check looked at.
+    """
+
+    rendered: RenderedData
+    fitted: Fitted
+    conversations: int
+    max_length: int | None
+    tokenised: str
+    checked: int
+
+
+def make_ready(
+    renderer: Renderer,
+    conversations: Sequence[Conversation],
+    fingerprint: str,
+    limits: Limits | None,
+    progress: ProgressMaker,
+    *,
+    max_length: int = 0,
+    overlength: Overlength = "error",
+    use_cache: bool = True,
+) -> Ready:
+    """Render conversations for training, hold them against what will be sampled, and fit them to the model.
+
+    Args:
+        renderer: of the base model.
+        conversations: what is trained on.
+        fingerprint: their hash, by which the cache knows them.
+        limits: the model's, where they are known.
+        progress: makes the display of the rendering.
+        max_length: the most tokens an example; 0 means the model's limit.
+        overlength: what becomes of longer examples.
+        use_cache: take rendered data from the cache, and keep it there.
+
+    Raises:
+        DataError: conversations cannot be rendered, the self-check failed, or nothing is left to train.
+    """
+    path = cache.cache_file(fingerprint, renderer) if use_cache else None
+    rendered = cache.load(path) if path else None
+    if rendered is not None:
+        tokenised = f"tokens: from the cache ({path})"
+    else:
+        with progress("render", len(conversations), "conversations") as report:
+            rendered = render_all(renderer, conversations, PrepareDefaults.errors_shown, report)
+        if path is None:
+            tokenised = "tokens: rendered; the cache is off"
+        elif problem := cache.save(path, rendered):
+            tokenised = f"tokens: rendered; not kept: {problem}"
+        else:
+            tokenised = f"tokens: not in the cache; rendered and kept for the next run ({path})"
+    checked = check(renderer, conversations, rendered, limits.vocabulary if limits else None)
+    known = [length for length in (max_length, limits.max_length if limits else 0) if length]
+    limit = min(known, default=None)
+    fitted = fit(rendered, len(conversations), limit, overlength, renderer.stop_tokens)
+    return Ready(rendered, fitted, len(conversations), limit, tokenised, checked)
