@@ -177,7 +177,8 @@ def test_bad_prompt_files(tmp_path: Path, content: str, words: str) -> None:
 
 
 def test_checks_are_counted_among_prompts_that_have_one() -> None:
-    prompts = [Prompt(MESSAGES, "^Ahoy.*!$"), Prompt(MESSAGES), Prompt(MESSAGES, "no")]
+    said: Conversation = {"messages": MESSAGES}
+    prompts = [Prompt(said, "^Ahoy.*!$"), Prompt(said), Prompt(said, "no")]
     assert passed(prompts, ["Ahoy,\nyou!", "anything", "yes"]) == (1, 2)
 
 

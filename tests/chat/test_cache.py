@@ -41,7 +41,7 @@ def test_what_is_kept_comes_back() -> None:
     assert found is not None
     assert found.origins.tolist() == [0, 0, 1]
     for one, other in zip(found.examples, data.examples, strict=True):
-        assert (one.tokens.dtype, one.weights.dtype) == (np.int32, np.float32)
+        assert (one.tokens.dtype, one.weights.dtype) == (np.dtype(np.int32), np.dtype(np.float32))
         assert one.tokens.tolist() == other.tokens.tolist()
         assert one.weights.tolist() == other.weights.tolist()
 

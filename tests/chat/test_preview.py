@@ -20,7 +20,7 @@ def test_what_is_trained_stands_in_brackets() -> None:
     conversation = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}]}
     [example] = next(iter(RENDERER.render([conversation])))  # type: ignore[list-item, misc]
     assert plain(RENDERER, example) == "<|im_start|>user↵\nHi.<|im_end|>↵\n<|im_start|>assistant↵\n⟦Hello!<|im_end|>⟧"
-    half = Example(example.tokens, example.weights / 2)
+    half = Example(example.tokens, (example.weights / 2).astype(np.float32))
     assert plain(RENDERER, half).endswith("⟦0.5× Hello!<|im_end|>⟧")
 
 

@@ -52,7 +52,8 @@ def render(conversation: Conversation, renderer: ChatTemplateRenderer = RENDERER
 
 
 def prompt(conversation: Conversation, renderer: ChatTemplateRenderer = RENDERER) -> list[int]:
-    return renderer.generation_prompt(conversation).tokens.tolist()
+    tokens: list[int] = renderer.generation_prompt(conversation).tokens.tolist()
+    return tokens
 
 
 def trained_runs(example: Example) -> list[tuple[int, list[int]]]:
@@ -325,7 +326,8 @@ def test_what_is_trained_where_history_is_rewritten(what: str) -> None:
 def test_messages_can_be_marked() -> None:
     renderer = with_template(CHAT_TEMPLATE, "CUSTOMIZED")
     conversation = chat("a", "b", "c", "d")
-    for i, marks in enumerate(({"trainable": True}, {"weight": 0.5}, {}, {"trainable": False})):
+    marked: list[dict[str, Any]] = [{"trainable": True}, {"weight": 0.5}, {}, {"trainable": False}]
+    for i, marks in enumerate(marked):
         conversation["messages"][i].update(marks)
     assert shown(renderer, conversation) == ["<user/[a>]/<assistant/[0.5*b>]"]
 

@@ -100,8 +100,9 @@ def test_what_a_stand_in_lets_pass() -> None:
     (first, second), note = stand_ins(2)
     joined = "a" + first + second + "b"
     assert type(joined) is StandIn and type(str(first)) is StandIn and bool(first)
-    assert not note.looked and not note.stripped
-    assert first.strip() is first and note.stripped
+    assert (note.looked, note.stripped) == (False, False)
+    assert first.strip() is first
+    assert (note.looked, note.stripped) == (False, True)
     for look in (
         joined.strip, lambda: first.strip("x"), lambda: "x" in first, lambda: first == "x", lambda: len(first),
         lambda: first[0], lambda: first.split("x"), lambda: hash(first), lambda: f"{first:>3}", lambda: first * 2,

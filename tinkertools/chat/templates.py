@@ -4,6 +4,8 @@ A conversation is written as text, the span of each assistant turn in it is foun
 tokenizer's offsets turn spans of characters into weights of tokens.
 """
 
+import copy
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orjson
 
 from tinkertools.chat.conversations import Conversation, Message
 from tinkertools.chat.examples import (
@@ -122,6 +123,8 @@ class ChatTemplateRenderer:
         self._control_numbers = frozenset(self._control_ids.values())
         longest_first = sorted(self._control_ids, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        controls = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._swallows_space = any(token.lstrip or token.rstrip for token in controls)
         self._content_as_parts = False
         self._content_as_parts = self._wants_parts()
         self._shapes: dict[tuple[Any, ...], list[tuple[Shape, list[float]]] | None] = {}
@@ -373,8 +376,10 @@ class ChatTemplateRenderer:
             spans.append((start, end + max(map(len, ends), default=0), weights[i]))
         return spans
 
-    def _weigh(self, rendered: Rendered, encoded: "Encoded") -> Example:
+    def _weigh(self, rendered: Rendered, encoded: "Encoded | RenderError") -> Example:
         """Weights by character spans; a token that reaches across a turn's border is cut there, as sampling would."""
+        if isinstance(encoded, RenderError):
+            raise encoded
         turns = self._turn_tokens(rendered, encoded)
         if turns is None:
             encoded = self._encode_in_pieces(rendered)
@@ -416,17 +421,23 @@ class ChatTemplateRenderer:
             found = self._encode(text[start:end], rendered.way_back)
             ids += found.ids
             offsets += [(a + start, b + start) for a, b in found.offsets]
-        if self.text(ids) != text.translate(rendered.way_back):
+        if not self._spells(ids, text.translate(rendered.way_back)):
             raise RenderError("a token reaches across the border of an answer, and this tokenizer cannot be cut there")
         return Encoded(ids, offsets)
 
-    def _encode_with_offsets(self, texts: list[Rendered]) -> list["Encoded"]:
+    def _encode_with_offsets(self, texts: list[Rendered]) -> list["Encoded | RenderError"]:
         plain = [rendered.text for rendered in texts if not rendered.way_back]
         encoded = iter(self._backend.encode_batch(plain, add_special_tokens=False))
-        return [
-            self._encode(rendered.text, rendered.way_back) if rendered.way_back else Encoded.of(next(encoded))
-            for rendered in texts
-        ]
+        found: list[Encoded | RenderError] = []
+        for rendered in texts:
+            try:
+                if rendered.way_back:
+                    found.append(self._encode_hidden(rendered.text, rendered.way_back))
+                else:
+                    found.append(Encoded.of(next(encoded)))
+            except RenderError as error:
+                found.append(error)
+        return found
 
     def _encode(self, text: str, way_back: WayBack) -> "Encoded":
         if way_back:
@@ -441,25 +452,29 @@ class ChatTemplateRenderer:
         position = 0
         for found in [*self._control.finditer(text), None]:
             end = found.start() if found else len(text)
-            part = self._encode_as_text(text[position:end].translate(way_back))
+            part = self._blind_backend.encode(text[position:end].translate(way_back), add_special_tokens=False)
             ids += part.ids
             offsets += [(a + position, b + position) for a, b in part.offsets]
             if found:
                 ids.append(self._control_ids[found[0]])
                 offsets.append(found.span())
                 position = found.end()
-        if self.text(ids) != text.translate(way_back):
+        if self._swallows_space or not self._spells(ids, text.translate(way_back)):
             raise RenderError("a message holds a control token, which this tokenizer cannot write as plain text")
         return Encoded(ids, offsets)
 
-    def _encode_as_text(self, text: str) -> "Encoding":
-        """The tokens of a text in which nothing is a control token."""
-        self._backend.encode_special_tokens = True
-        try:
-            encoding: Encoding = self._backend.encode(text, add_special_tokens=False)
-            return encoding
-        finally:
-            self._backend.encode_special_tokens = False
+    def _spells(self, ids: list[int], text: str) -> bool:
+        """Whether tokens give back a text, as it is or with its characters in the tokenizer's normal form."""
+        spelled = self.text(ids)
+        normalizer = self._backend.normalizer
+        return spelled == text or (normalizer is not None and spelled == normalizer.normalize_str(text))
+
+    @cached_property
+    def _blind_backend(self) -> Any:
+        """The tokenizer of text in which nothing is a control token: a second one, since threads share the first."""
+        backend = copy.deepcopy(self._backend)
+        backend.encode_special_tokens = True
+        return backend
 
     def _write(
         self, conversations: list[list[Message]], tools: list[Any] | None, *, generation: bool = False
@@ -545,7 +560,7 @@ class ChatTemplateRenderer:
             message = {**message, "role": "system"}
         if "tool_calls" in message:
             calls = [
-                {**call, "function": {**call["function"], "arguments": orjson.loads(call["function"]["arguments"])}}
+                {**call, "function": {**call["function"], "arguments": json.loads(call["function"]["arguments"])}}
                 for call in message["tool_calls"]
             ]
             message = {**message, "tool_calls": calls}

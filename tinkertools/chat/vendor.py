@@ -2,14 +2,16 @@
 
 import base64
 import binascii
+import io
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
 from tinkertools.chat.conversations import Conversation, Message
@@ -19,6 +21,7 @@ from tinkertools.chat.examples import (
     Image,
     Prompt,
     RenderError,
+    Tokens,
     changed_span,
     image_parts,
     message_weights,
@@ -149,7 +152,7 @@ class VendorRenderer:
         return VendorRenderer, (self.name, self.train_on_what)
 
     @cached_property
-    def _header(self) -> npt.NDArray[np.int32]:
+    def _header(self) -> Tokens:
         """What every generation prompt ends with, whatever was said."""
         first, second = (self._prompt(self._native([{"role": "user", "content": text}]), None) for text in "ab")
         length = min(len(first.tokens), len(second.tokens))
@@ -217,7 +220,7 @@ class VendorRenderer:
         answers = [i for i, message in enumerate(messages[: last + 1]) if message["role"] == "assistant"]
         found = None
         if not any(split_reasoning(messages[i])[0] for i in answers):
-            found = self._all_turns(native[: last + 1], tools, answers, weights)
+            found = self._all_turns(native, tools, answers, weights)
         if found is None:
             found = [(i, self._turn(messages, native[: i + 1], tools, weights[i])) for i in answers if weights[i]]
         if any(weight and messages[i]["role"] != "assistant" for i, weight in enumerate(weights)):
@@ -236,17 +239,19 @@ class VendorRenderer:
         end: some renderers train the last turn only, some write two answers in a row without an end between them, some
         begin an earlier answer otherwise than its prompt does. Reasoning, which a history may lack, is not for them.
         """
+        if not answers:
+            return []
         turns = iter(answers)
         found = []
-        for example in self._sft(native, tools):
+        for example in self._sft(native[: answers[-1] + 1], tools):
             new = np.zeros(len(example.tokens), np.float32)
             turn = -1
             runs = example.runs
             for start, end in runs:
                 turn = next(turns, -1)
                 header = example.tokens[max(0, start - len(self._header)) : start]
-                ends = example.tokens[end - 1] in self.stop_tokens
-                if turn < 0 or not ends or not np.array_equal(header, self._header):
+                right = np.array_equal(header, self._header) and self._ends_once(example.tokens[start:end])
+                if turn < 0 or not right:
                     return None
                 new[start:end] = weights[turn]
             if len(runs) > 1:
@@ -255,6 +260,10 @@ class VendorRenderer:
                     return None
             found.append((turn, Example(example.tokens, new, example.images)))
         return found if next(turns, None) is None else None
+
+    def _ends_once(self, turn: Tokens) -> bool:
+        """Whether the one end-of-turn token of a turn is its last token: what follows one would never be sampled."""
+        return np.flatnonzero(np.isin(turn, self.stop_tokens)).tolist() == [len(turn) - 1]
 
     def _turn(
         self, messages: list[Message], native: list["chat.OpenAIMessage"], tools: list[Any] | None, weight: float
@@ -272,8 +281,13 @@ class VendorRenderer:
                 f"{place}: {self.name} ends this turn without an end-of-turn token, so the model would never learn to "
                 "stop"
             )
-        reasoning, content = split_reasoning(messages[len(native) - 1])
-        text = self.text(example.tokens[len(prompt) : end].tolist())
+        if not self._ends_once(example.tokens[len(prompt) : end]):
+            raise RenderError(
+                f"{place}: {self.name} writes an end-of-turn token within this turn, where sampling would stop: give "
+                "its text and each of its tool calls a message of their own"
+            )
+        reasoning, content = (unicodedata.normalize("NFC", part) for part in split_reasoning(messages[len(native) - 1]))
+        text = unicodedata.normalize("NFC", self.text(example.tokens[len(prompt) : end].tolist()))
         if reasoning.strip() not in text:
             raise RenderError(
                 f"{place}: {self.name} leaves this turn's reasoning out: take the renderer's thinking variant with "
@@ -318,7 +332,7 @@ class VendorRenderer:
         first, after = int(np.searchsorted(starts, start)), int(np.searchsorted(starts, end))
         return first, after + (after < len(pieces) and int(example.tokens[after]) in self.stop_tokens)
 
-    def _bytes(self, tokens: npt.NDArray[np.int32]) -> list[bytes]:
+    def _bytes(self, tokens: Tokens) -> list[bytes]:
         """The bytes of each token; an image has none."""
         return [
             b"" if token == IMAGE_TOKEN else bytes(self._tokenizer.decode_bytes([token])) for token in tokens.tolist()
@@ -412,6 +426,8 @@ def _as_read(messages: list[Message]) -> list[Message]:
             new["name"] = message["name"]
         if role == "assistant":
             reasoning, content = split_reasoning(message)
+            if "<think>" in str(message["content"]):
+                new["content"] = content
             if reasoning:
                 parts = [{"type": "thinking", "thinking": reasoning}]
                 new["content"] = parts + ([{"type": "text", "text": content}] if content else [])
@@ -445,6 +461,8 @@ def _inline_image(part: dict[str, Any], place: str) -> dict[str, Any]:
     Raises:
         RenderError: it is on the web, cannot be read, or is neither PNG nor JPEG.
     """
+    import PIL.Image
+
     location = part["image"] if part["type"] == "image" else part["image_url"]
     if isinstance(location, dict):
         location = location.get("url")
@@ -456,16 +474,23 @@ def _inline_image(part: dict[str, Any], place: str) -> dict[str, Any]:
         if location.startswith("data:"):
             data = base64.b64decode(location.partition(",")[2], validate=True)
         else:
-            data = Path(location.removeprefix("file://")).expanduser().read_bytes()
+            path = unquote(location.removeprefix("file://")) if location.startswith("file://") else location
+            data = Path(path).expanduser().read_bytes()
     except (OSError, binascii.Error, ValueError) as error:
         raise RenderError(f"{place}: the image cannot be read: {error}") from error
     kind = next((kind for magic, kind in _IMAGE_TYPES.items() if data.startswith(magic)), None)
     if kind is None:
         raise RenderError(f"{place}: the image is neither PNG nor JPEG, which are all that can be sent")
-    return {
+    inlined = {
         "type": "image_url",
         "image_url": {"url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"},
     }
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RenderError(f"{place}: the image cannot be read: {error}") from error
+    return inlined
 
 
 def _answer_text(content: Any) -> str:
