@@ -57,7 +57,11 @@ def marked(**marks: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_marks_decide_where_they_are_asked_for() -> None:
-    marks: dict[str, dict[str, Any]] = {"m1": {"trainable": True}, "m2": {"weight": 0.5}, "m4": {"trainable": False, "weight": 3}}
+    marks: dict[str, dict[str, Any]] = {
+        "m1": {"trainable": True},
+        "m2": {"weight": 0.5},
+        "m4": {"trainable": False, "weight": 3},
+    }
     messages = marked(**marks, m6={"loss_weight": 2})
     assert message_weights(messages, "CUSTOMIZED") == [0, 1, 0.5, 0, 0, 0, 2]
 

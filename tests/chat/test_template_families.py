@@ -204,14 +204,15 @@ def test_many_conversations_at_once_are_rendered_as_each_alone() -> None:
     # This template's generation prompt ends in a newline that merges with the next one, so its texts are cut there.
     renderer, alone = make_renderer(BY_NAME["qwen3_8"]), make_renderer(BY_NAME["qwen3_8"])
     answers = ["Hi there!", "<|im_end|> is <|im_start|>user"]
-    conversations = [chat(f"Hello {i}?", answers[i % 2] * 9, "Thanks!", "Bye.") for i in range(600)]
-    together = list(renderer.render([{"messages": messages} for messages in conversations]))
-    assert len(together) == len(conversations)
-    for found, messages in zip(together, conversations, strict=True):
+    different = [chat(f"Hello {i}?", answers[i % 2] * 9, "Thanks!", "Bye.") for i in range(20)]
+    together = list(renderer.render([{"messages": messages} for messages in different * 40]))
+    expected = [accepted(alone, messages) for messages in different]
+    assert len(together) == len(expected) * 40
+    for found, one in zip(together, expected * 40, strict=True):
         assert not isinstance(found, RenderError)
-        for example, expected in zip(found, accepted(alone, messages), strict=True):
-            assert example.tokens.tolist() == expected.tokens.tolist()
-            assert example.weights.tolist() == expected.weights.tolist()
+        for example, single in zip(found, one, strict=True):
+            assert example.tokens.tolist() == single.tokens.tolist()
+            assert example.weights.tolist() == single.weights.tolist()
 
 
 def texts(form: Form) -> st.SearchStrategy[str]:
@@ -235,7 +236,7 @@ def test_any_texts(name: str, form: Form | None) -> None:
     renderer, plain = make_renderer(BY_NAME[name], form), Plain.of(BY_NAME[name], form)
     any_text = texts(plain.form)
 
-    @settings(max_examples=60)
+    @settings(max_examples=25)
     @given(st.lists(st.tuples(any_text, any_text), min_size=1, max_size=3), st.none() | any_text)
     def holds(turns: list[tuple[str, str]], system: str | None) -> None:
         check(renderer, plain, chat(*(text for turn in turns for text in turn), system=system), exact=form == "bytes")

@@ -11,9 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
+import hypothesis
 import numpy as np
 import PIL.Image
 import pytest
+from families import TEMPLATES, Plain, needs_trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -375,6 +377,8 @@ def test_all_turns_at_once_are_as_each_turn_alone(name: str) -> None:
 
     @settings(max_examples=15)
     @given(some_conversations())
+    @hypothesis.example(before(TWO, 2))
+    @hypothesis.example(TWO)
     def agree(conversation: Conversation) -> None:
         nonlocal compared
         messages, tools = conversation["messages"], conversation.get("tools")
@@ -743,3 +747,25 @@ RENDERERS = {
 def test_the_renderer_of_a_model(base_model: str, name: str | None) -> None:
     assert renderer_for(base_model) == name
     assert name is None or name in NAMES
+
+
+# TRL's copies of the models' own templates, and the renderers that stand for them.
+SAME_PROMPTS = [
+    ("qwen3", "qwen3"), ("qwen3_instruct_2507", "qwen3_instruct"), ("qwen3_vl", "qwen3_vl_instruct"),
+    ("qwen3_5_think", "qwen3_5"), ("qwen3_5_nothink", "qwen3_5_disable_thinking"), ("qwen3_6", "qwen3_5"),
+    ("qwen3_8", "qwen3_8_xhigh_reasoning"), ("gptoss", "gpt_oss_medium_reasoning"), ("nemotron_3_nano", "nemotron3"),
+    ("nemotron_3_super", "nemotron3"), ("nemotron_3_ultra", "nemotron3_ultra"),
+    ("nemotron_3_5_lightning", "nemotron3_ultra"),
+]  # fmt: skip
+
+
+@needs_trl
+@pytest.mark.parametrize(("template", "name"), SAME_PROMPTS)
+def test_prompts_read_as_those_of_the_models_own_templates(template: str, name: str) -> None:
+    plain = Plain.of(next(known for known in TEMPLATES if known.name == template))
+    for conversation in (TWO, WITH_SYSTEM):
+        for i, message in enumerate(conversation["messages"]):
+            if message["role"] == "assistant":
+                history = before(conversation, i)
+                text = renderer(name).text(renderer(name).generation_prompt(history).tokens.tolist())
+                assert text == plain.prompt_text(history["messages"])

@@ -489,3 +489,18 @@ def test_a_misfit_adapter_is_refused_and_leaves_the_model_usable(tmp_path: Path,
         assert service.create_sampling_client(str(good), tiny).compute_logprobs(prompt).result() != expected
         again = service.create_lora_training_client(tiny, rank=2, seed=0)
         assert train(again, 1)[0] > 0
+
+
+def test_images_are_refused(tiny: str) -> None:
+    chunks = [types.ImageChunk(data=b"", format="png", expected_tokens=1), types.EncodedTextChunk(tokens=[4])]
+    seen = types.ModelInput(chunks=chunks)
+    tensor = types.TensorData(data=[0, 4], dtype="int64", shape=[2])
+    with ServiceClient() as service:
+        client = service.create_lora_training_client(tiny, 4)
+        with pytest.raises(EngineError, match=r"data\[0\] holds an image, and the embedded engine takes text only"):
+            client.forward_backward(
+                [types.Datum(model_input=seen, loss_fn_inputs={"target_tokens": tensor})], "cross_entropy"
+            ).result()
+        sampler = service.create_sampling_client(base_model=tiny)
+        with pytest.raises(EngineError, match="the prompt holds an image"):
+            sampler.sample(seen, 1, types.SamplingParams(max_tokens=1)).result()

@@ -12,8 +12,6 @@ import sys
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import starmap
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
@@ -98,11 +96,16 @@ class Source:
         elif self.files:
             done = 0
             for path in self.files:
+                name = _shown(path)
                 with explain_os_errors(path), path.open("rb", buffering=_BUFFER) as file:
-                    for row in _file_rows(path, file, self.sections if self.documents else None):
-                        if row.line & 4095 == 0:
+                    if self.documents:
+                        pairs = _document_rows(file.read(), name, self.sections)
+                    else:
+                        pairs = _file_rows(path, file)
+                    for line, value in pairs:
+                        if line & 4095 == 0:
                             self.bytes_read = done + (0 if file.closed else file.tell())
-                        yield row
+                        yield RawRow(name, line, value)
                 done += path.stat().st_size
                 self.bytes_read = done
         else:
@@ -175,14 +178,8 @@ def data_suffix(path: Path) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
-def _file_rows(path: Path, file: BinaryIO, sections: SectionCounts | None) -> Iterator[RawRow]:
-    """The rows of a file; of a document where `sections` are to be counted."""
+def _file_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
     suffix = data_suffix(path)
-    name = _shown(path)
-    if sections is not None:
-        for line, value in _document_rows(file.read(), name, sections):
-            yield RawRow(name, line, value)
-        return
     if suffix is None:
         raise DataError(f"{path}: unknown kind of file", hint=f"use one of {', '.join(SUFFIXES)}, or .gz of these")
     zipped = path.name.lower().endswith(".gz")
@@ -195,7 +192,7 @@ def _file_rows(path: Path, file: BinaryIO, sections: SectionCounts | None) -> It
     else:
         pairs = _json_rows(plain)
     try:
-        yield from starmap(partial(RawRow, name), pairs)
+        yield from pairs
     except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: cannot be read: {error}", hint="the file is damaged or not what its name says"

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinkertools.chat.templates import LOADING_HINT
-from tinkertools.errors import ModelError
+from tinkertools.errors import EngineError, ModelError
+
+if TYPE_CHECKING:
+    from tinker import types
 
 # The most tokens of a model that names no limit.
 _NO_LIMIT = 1 << 20
@@ -22,6 +25,20 @@ class Limits:
 def max_length_of(config: Any) -> int:
     """The most tokens a sequence may have, by the configuration of a text model."""
     return int(getattr(config, "max_position_embeddings", 0) or _NO_LIMIT)
+
+
+def tokens_of(model_input: "types.ModelInput", what: str) -> list[int]:
+    """The tokens of an input of text.
+
+    Raises:
+        EngineError: it holds an image or another thing that is no text.
+    """
+    if any(chunk.type != "encoded_text" for chunk in model_input.chunks):
+        raise EngineError(
+            f"{what} holds an image, and the embedded engine takes text only",
+            hint="train on a Tinker server, or leave such conversations out",
+        )
+    return model_input.to_ints()
 
 
 def read_config(base_model: str) -> Any:

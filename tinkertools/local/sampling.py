@@ -10,6 +10,7 @@ from tinker import types
 
 from tinkertools.errors import EngineError
 from tinkertools.local import losses, responses
+from tinkertools.local.limits import tokens_of
 from tinkertools.local.model import BaseModel
 from tinkertools.local.worker import LocalFuture
 
@@ -68,12 +69,14 @@ class SamplingClient:
         """
         if topk_prompt_logprobs:
             raise EngineError("topk_prompt_logprobs is not in the embedded engine of this version")
-        request = Request(prompt.to_ints(), num_samples, sampling_params, include_prompt_logprobs)
+        request = Request(tokens_of(prompt, "the prompt"), num_samples, sampling_params, include_prompt_logprobs)
         return self._base.worker.submit_grouped(("sample", self._adapter), request, self._sample)
 
     def compute_logprobs(self, prompt: types.ModelInput) -> LocalFuture[list[float | None]]:
         """log p of each token of `prompt` given those before it; None for the first."""
-        return self._base.worker.submit_grouped(("logprobs", self._adapter), prompt.to_ints(), self._compute_logprobs)
+        return self._base.worker.submit_grouped(
+            ("logprobs", self._adapter), tokens_of(prompt, "the sequence"), self._compute_logprobs
+        )
 
     def get_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The base model's tokenizer."""

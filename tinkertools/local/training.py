@@ -11,6 +11,7 @@ from tinker import types
 
 from tinkertools.errors import EngineError
 from tinkertools.local import checkpoints, losses, responses
+from tinkertools.local.limits import tokens_of
 from tinkertools.local.model import BaseModel
 from tinkertools.local.sampling import SamplingClient
 from tinkertools.local.worker import LocalFuture
@@ -186,7 +187,7 @@ class TrainingClient:
         return [self._checked_datum(i, datum) for i, datum in enumerate(data)]
 
     def _checked_datum(self, i: int, datum: types.Datum) -> Item:
-        tokens = torch.tensor(datum.model_input.to_ints(), dtype=torch.long)
+        tokens = torch.tensor(tokens_of(datum.model_input, f"data[{i}]"), dtype=torch.long)
         inputs: Mapping[str, Any] = datum.loss_fn_inputs
         if "target_tokens" not in inputs:
             raise EngineError(f"data[{i}] has no target_tokens among its loss_fn_inputs")
