@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinkertools.answers import Prompt, load_prompts, passed
+from tinkertools.chat.conversations import Conversation
 from tinkertools.errors import DataError
 
 Tt = Callable[..., Any]

@@ -23,6 +23,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tinkertools.config import AUTO_RENDERER
 from tinkertools.errors import DataError
 from tinkertools.prepare import PrepareOptions, prepare
 
@@ -350,7 +351,7 @@ def options_for(source: Path, output: Path, **changes: Any) -> PrepareOptions:
     plain: dict[str, Any] = {
         "split": "train", "config_name": None, "max_examples": None, "format": "auto", "prompt_column": None,
         "completion_column": None, "system": None, "val_fraction": 0.0, "shuffle": False, "seed": 0, "dedupe": False,
-        "skip_bad": False,
+        "skip_bad": False, "preview": 0, "base_model": None, "renderer": AUTO_RENDERER,
     }  # fmt: skip
     return PrepareOptions(dataset=str(source), output=output, **(plain | changes))
 

@@ -49,3 +49,20 @@ def test_gsm8k_and_sharegpt_from_file_to_comparison(tt: Tt, shared_data: Path) -
     assert scores["lora"]["nll"] == score["nll"]
     assert scores["lora"]["nll"] < 0.8 * scores["base"]["nll"]
     assert scores["lora"]["trained_tokens"] == scores["base"]["trained_tokens"] > 1000
+
+
+def test_tool_calls_and_documents_from_file_to_adapter(tt: Tt, shared_data: Path) -> None:
+    calls = tt("prepare", "--dataset", shared_data / "glaive_toolcall_en_demo.json", "--output", "all/calls.jsonl")
+    assert "rows in: 300 = 300 kept + 0 refused" in calls.err
+    sections = tt("prepare", "--dataset", shared_data / "*.md", "--output", "all/sections.jsonl")
+    assert "rows in: 1 = 1 kept + 0 refused" in sections.err
+    (section,) = lines(Path("all/sections.jsonl"))
+    text = (shared_data / "README.md").read_text()
+    heading, _, body = text.partition("\n")
+    assert section["messages"] == [
+        {"role": "user", "content": f"Explain: {heading.removeprefix('# ')}"},
+        {"role": "assistant", "content": body.strip()},
+    ]
+    trained = tt("train", "--data", "all", "--batch", 4, "--max-steps", 2, "--overlength", "drop")
+    assert trained.code == 0, trained.err
+    assert (Path(trained.out.strip()) / "final_lora_weights").is_dir()

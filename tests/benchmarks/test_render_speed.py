@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,6 @@ def test_a_chat_template_beside_bare_encoding(source: Callable[[Path], list[Conv
     assert encoding / ours > 0.9
 
 
-def peak(processes: Iterator[psutil.Process]) -> int:
-    return max(process.memory_info().rss for process in processes)
-
-
 @pytest.mark.benchmark
 def test_the_vendors_renderer_on_two_cores(shared_data: Path) -> None:
     conversations = gsm8k(shared_data) * VENDOR_REPEATS
@@ -88,12 +84,12 @@ def test_the_vendors_renderer_on_two_cores(shared_data: Path) -> None:
     workers: list[int] = []
 
     def look(_: float) -> None:
-        workers.append(peak(iter(psutil.Process().children(recursive=True))))
+        children = psutil.Process().children(recursive=True)
+        workers.append(max(int(process.memory_info().rss) for process in children))
 
     together = timed(lambda: render_all(renderer, conversations, 1, look, workers=2))
     print(f"\none process {tokens / alone:,.0f} tokens/s, two {tokens / together:,.0f} tokens/s")
-    print(
-        f"ratio {alone / together:.2f}; a worker's peak memory {max(workers) / 1e6:,.0f} MB, at first {workers[8] / 1e6:,.0f} MB"
-    )
+    megabytes = [f"{size / 1e6:,.0f} MB" for size in (max(workers), workers[8])]
+    print(f"ratio {alone / together:.2f}; a worker holds at most {megabytes[0]}, soon after its start {megabytes[1]}")
     assert alone / together > 1.8
     assert max(workers) < 1.2 * workers[8] + 50e6

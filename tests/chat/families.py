@@ -4,6 +4,7 @@ The tokenizers are trained here, on a few words, in the forms that the families'
 runs of newlines, SentencePiece's BPE with spaces as `▁` (Gemma), or that with a `▁` before every piece (Llama 2, Phi).
 """
 
+import re
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from functools import cache
@@ -138,6 +139,11 @@ class Template:
         return self.name.endswith("_training")
 
     @property
+    def knows_reasoning(self) -> bool:
+        """Whether it looks for reasoning in a field of its own; what its comments tell does not count."""
+        return re.search(r"reasoning_content|message\.thinking", re.sub(r"(?s)\{#.*?#\}", "", self.source)) is not None
+
+    @property
     def source(self) -> str:
         """The template itself."""
         folder = template_folder()
@@ -161,8 +167,10 @@ _NEMOTRON: dict[str, Any] = {
 TEMPLATES = [
     *_family("cohere", "cohere_training", tokens=COHERE, end="<|END_OF_TURN_TOKEN|>", trims="spaces"),
     *_family("cohere2", "cohere2_training", tokens=COHERE, end="<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
-    *_family("deepseek_r1_distill", "deepseek_r1_distill_training", "deepseekv3", "deepseekv3_training",
-             tokens=DEEPSEEK, end="<｜end▁of▁sentence｜>", refused=OTHER_PROMPT, thought_refused=OTHER_PROMPT),
+    *_family("deepseek_r1_distill", "deepseekv3", "deepseekv3_training", tokens=DEEPSEEK, end="<｜end▁of▁sentence｜>",
+             refused=OTHER_PROMPT, thought_refused=OTHER_PROMPT),
+    *_family("deepseek_r1_distill_training", tokens=DEEPSEEK, end="<｜end▁of▁sentence｜>", refused=OTHER_PROMPT,
+             thought="Because.\n</think>\n\n"),
     *_family("diffusion_gemma", "diffusion_gemma_training", "gemma4_v5", tokens=GEMMA4, end="<turn|>", trims="spaces",
              thought="<|channel>thought\nBecause.\n<channel|>", rewrites_thought=True),
     *_family("gemma", "gemma_training", tokens=GEMMA, end="<end_of_turn>", trims="spaces", system_refused=NO_SYSTEM),
@@ -192,8 +200,7 @@ TEMPLATES = [
              "nemotron_3_5_lightning_training", thought="Because.</think>", **_NEMOTRON),
     *_family("phi3", "phi3_training", "phi3_5", "phi3_5_training", tokens=PHI, end="<|end|>"),
     *_family("qwen2_5", "qwen2_5_training", "qwen2_5_vl", "qwen2_5_vl_training", "qwen3_vl", "qwen3_vl_training",
-             "qwen3_instruct_2507", tokens=QWEN, end="<|im_end|>"),
-    *_family("qwen3_instruct_2507_training", tokens=QWEN, end="<|im_end|>", thought_refused=NO_REASONING),
+             "qwen3_instruct_2507", "qwen3_instruct_2507_training", tokens=QWEN, end="<|im_end|>"),
     *_family("qwen3", tokens=QWEN, end="<|im_end|>", before="<think>\n\n</think>\n\n", rewrites=True,
              rewrites_thought=True, trims="newlines before"),
     *_family("qwen3_training", tokens=QWEN, end="<|im_end|>", before="<think>\n\n</think>\n\n",
@@ -287,7 +294,7 @@ class Plain:
 
     def apply(self, messages: list[Message], **options: Any) -> Any:
         """`apply_chat_template`, on the day that templates are given."""
-        if self.template.thought.endswith(THOUGHT):  # it may know of no reasoning: there it stands in the text
+        if not self.template.knows_reasoning:  # it stands in the text
             messages = [
                 {"role": m["role"], "content": THOUGHT + m["content"]} if "reasoning_content" in m else m
                 for m in messages

@@ -314,7 +314,7 @@ FRAGMENTS = [
     E_ACUTE, "don't", "12345", ".", "assistant",
 ]  # fmt: skip
 texts = st.lists(
-    st.sampled_from(FRAGMENTS) | st.text(st.characters(codec="utf-8"), max_size=6), min_size=1, max_size=4
+    st.sampled_from(FRAGMENTS) | st.text(st.characters(codec="utf-8"), max_size=6), min_size=1, max_size=3
 ).map("".join)
 said = texts.filter(str.strip)
 asked = texts.map(lambda text: re.sub(r"\A\s*[\r\n]\s*", "", text)).filter(str.strip)
@@ -337,7 +337,7 @@ def some_conversations(draw: st.DrawFn, template: str) -> Conversation:
     """Conversations, few of which differ by design."""
     manner = draw(st.sampled_from(["plain", "calls", "reasoning"]))
     turns: list[Any] = [("system", draw(asked))] if draw(st.booleans()) else []
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.integers(1, 2))):
         turns.append((USER, draw(asked)))
         for _ in range(draw(st.integers(0, 2)) if manner == "calls" else 0):
             made = [draw(some_calls()) for _ in range(draw(st.integers(1, 2)))]

@@ -1,5 +1,7 @@
 """Chat templates of many model families: what is trained is what would be sampled, or the conversation is refused."""
 
+import json
+
 import numpy as np
 import pytest
 from families import REASONING, TEMPLATES, Form, Message, Plain, Template, make_renderer, needs_trl, template_folder
@@ -200,6 +202,56 @@ def test_control_tokens_in_a_text_stay_text(template: Template) -> None:
     assert said == template.before + typed[3]["content"] + template.end
 
 
+def called(name: str, city: str) -> Message:
+    function = {"name": name, "arguments": json.dumps({"city": city}, ensure_ascii=False)}
+    return {"type": "function", "id": f"call_{name}", "function": function}
+
+
+def declared(name: str) -> Message:
+    parameters = {"type": "object", "properties": {"city": {"type": "string", "description": "Where."}}}
+    return {"type": "function", "function": {"name": name, "description": "About it.", "parameters": parameters}}
+
+
+WRITES_CALLS = {
+    "diffusion_gemma", "gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4", "gemma4_v5", "glm4moe_training", "gptoss",
+    "gptoss_training", "lfm2_2_5", "lfm2_2_5_v2", "lfm2_2_5_vl", "lfm2_v2", "lfm2_v2_training", "llama3_1", "llama3_2",
+    "muse_glimmer", "muse_glimmer_training", "qwen2_5", "qwen2_5_training",
+    *(template.name for template in ACCEPTED if template.name.startswith("qwen3")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("template", ACCEPTED, ids=lambda template: template.name)
+def test_calls_of_tools_and_their_results_are_written_or_refused(template: Template) -> None:
+    renderer = make_renderer(template)
+    made = [called("weather", "Zürich"), called("clock", "Łódź")]
+    tools = [declared("weather"), declared("clock")]
+    for count, content in ((1, ""), (1, "Let me look."), (2, "")):
+        calls = made[:count]
+        results = [{"role": "tool", "content": f"It is 1{i}.", "tool_call_id": c["id"]} for i, c in enumerate(calls)]
+        messages: list[Message] = [
+            {"role": "user", "content": "How is it?"},
+            {"role": "assistant", "content": content, "tool_calls": calls},
+            *results,
+            {"role": "assistant", "content": "It is fine."},
+        ]
+        (found,) = renderer.render([{"messages": messages, "tools": tools}])
+        if (count, content) == (1, ""):
+            assert isinstance(found, RenderError) == (template.name not in WRITES_CALLS)
+        if isinstance(found, RenderError):
+            continue
+        calling, answer = (
+            renderer.text(example.tokens[start:end].tolist()) for example in found for start, end in example.runs
+        )
+        assert content in calling
+        for call, city in zip(calls, ("Zürich", "Łódź"), strict=False):
+            assert call["function"]["name"] in calling
+            assert city in calling
+        assert "It is fine." in answer
+        prompt = renderer.text(renderer.generation_prompt({"messages": messages[:-1], "tools": tools}).tokens.tolist())
+        assert prompt.count("About it.") == 2
+        assert all(result["content"] in prompt for result in results)
+
+
 def test_many_conversations_at_once_are_rendered_as_each_alone() -> None:
     # This template's generation prompt ends in a newline that merges with the next one, so its texts are cut there.
     renderer, alone = make_renderer(BY_NAME["qwen3_8"]), make_renderer(BY_NAME["qwen3_8"])
@@ -224,21 +276,31 @@ def texts(form: Form) -> st.SearchStrategy[str]:
     return st.builds(lambda a, text, b: a + text + b, edges, middles, edges)
 
 
-REPRESENTATIVE = [
+# More is tried with these, which differ most from one another.
+REPRESENTATIVE = {
     "cohere2", "gemma3_training", "gptoss", "idefics3", "llama3_2", "llava_next", "muse_glimmer", "phi3_5", "qwen3",
     "qwen3_8", "qwen3_5_nothink",
-]  # fmt: skip
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", REPRESENTATIVE)
-def test_any_texts(name: str, form: Form | None) -> None:
-    renderer, plain = make_renderer(BY_NAME[name], form), Plain.of(BY_NAME[name], form)
+@pytest.mark.parametrize("template", ACCEPTED, ids=lambda template: template.name)
+def test_any_texts(template: Template) -> None:
+    if template.name in REPRESENTATIVE:
+        try_texts(template, None, 20)
+        try_texts(template, "bytes", 20)
+    else:
+        try_texts(template, None, 3)
+
+
+def try_texts(template: Template, form: Form | None, count: int) -> None:
+    renderer, plain = make_renderer(template, form), Plain.of(template, form)
     any_text = texts(plain.form)
+    systems = st.none() if template.system_refused else st.none() | any_text
 
-    @settings(max_examples=25)
-    @given(st.lists(st.tuples(any_text, any_text), min_size=1, max_size=3), st.none() | any_text)
+    @settings(max_examples=count)
+    @given(st.lists(st.tuples(any_text, any_text), min_size=1, max_size=3), systems)
     def holds(turns: list[tuple[str, str]], system: str | None) -> None:
-        check(renderer, plain, chat(*(text for turn in turns for text in turn), system=system), exact=form == "bytes")
+        messages = chat(*(text for turn in turns for text in turn), system=system)
+        check(renderer, plain, messages, exact=form == "bytes")
 
     holds()

@@ -299,7 +299,7 @@ turns = st.lists(st.tuples(texts, texts), min_size=1, max_size=3)
 def test_any_texts(name: str) -> None:
     form = FORM[name]
 
-    @settings(max_examples=15)
+    @settings(max_examples=10)
     @given(turns, st.none() | texts)
     def holds(said: list[tuple[str, str]], system: str | None) -> None:
         opening = [(SYSTEM, system)] if system is not None else []
@@ -351,8 +351,9 @@ def test_any_conversation_obeys_the_rule_or_is_refused(name: str) -> None:
     form = FORM[name]
     accepted = 0
 
-    @settings(max_examples=15)
+    @settings(max_examples=10)
     @given(some_conversations())
+    @hypothesis.example(CALLING)
     def holds(conversation: Conversation) -> None:
         nonlocal accepted
         try:
@@ -375,9 +376,9 @@ def test_all_turns_at_once_are_as_each_turn_alone(name: str) -> None:
     form, one = FORM[name], renderer(name)
     compared = 0
 
-    @settings(max_examples=15)
+    @settings(max_examples=10)
     @given(some_conversations())
-    @hypothesis.example(before(TWO, 2))
+    @hypothesis.example(chat((USER, "Hello"), (ASSISTANT, "Hi!")))
     @hypothesis.example(TWO)
     def agree(conversation: Conversation) -> None:
         nonlocal compared

@@ -492,8 +492,8 @@ def test_a_misfit_adapter_is_refused_and_leaves_the_model_usable(tmp_path: Path,
 
 
 def test_images_are_refused(tiny: str) -> None:
-    chunks = [types.ImageChunk(data=b"", format="png", expected_tokens=1), types.EncodedTextChunk(tokens=[4])]
-    seen = types.ModelInput(chunks=chunks)
+    image = types.ImageChunk(data=b"", format="png", expected_tokens=1)
+    seen = types.ModelInput(chunks=[image, types.EncodedTextChunk(tokens=[4])])
     tensor = types.TensorData(data=[0, 4], dtype="int64", shape=[2])
     with ServiceClient() as service:
         client = service.create_lora_training_client(tiny, 4)

@@ -100,14 +100,13 @@ def _are_plain(messages: Any) -> TypeGuard[list[Message]]:
         return False
     user_spoke = answered = False
     for i, message in enumerate(messages):
-        if type(message) is not dict or len(message) != 2:
+        if type(message) is not dict or len(message) != 2 or "role" not in message or "content" not in message:
             return False
-        content = message.get("content")
+        role, content = message["role"], message["content"]
         if type(content) is not str or not content or content.isspace():
             return False
         if not (content.isascii() or _is_unicode(content)):
             return False
-        role = message.get("role")
         if role == "user":
             user_spoke = True
         elif role == "assistant":
