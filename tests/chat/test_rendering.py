@@ -115,9 +115,9 @@ def test_a_merge_across_the_border_is_cut_as_sampling_would_cut_it() -> None:
 
 
 def test_rendering_in_blocks_keeps_the_order() -> None:
-    conversations = [chat(f"What is {i} plus 1?", f"{i} plus 1 is {i + 1}.") for i in range(600)]
+    conversations = [chat(f"What is {i} plus 1?", f"{i} plus 1 is {i + 1}.") for i in range(1500)]
     together = list(RENDERER.render(conversations))
-    for i in (0, 255, 256, 599):
+    for i in (0, 255, 1023, 1024, 1499):
         one = render(conversations[i])
         found = together[i]
         assert isinstance(found, list)
@@ -357,7 +357,7 @@ def test_reasoning_stands_where_the_template_reads_it_or_in_the_text() -> None:
     assert shown(with_template(CHAT_TEMPLATE), conversation) == ["<user/a>/<assistant/[<think>/hm/</think>//b>]"]
     reading = CHAT_TEMPLATE.replace("message.content", "(message.reasoning_content or '') + '|' + message.content")
     assert shown(with_template(reading), conversation) == ["<user/|a>/<assistant/[hm|b>]"]
-    forgetting = CHAT_TEMPLATE + "{# reads no reasoning_content #}"
+    forgetting = CHAT_TEMPLATE + "{% set never = reasoning_content %}"
     with pytest.raises(RenderError, match=r"messages\[1\]: the chat template leaves this turn's reasoning out"):
         shown(with_template(forgetting), conversation)
 
@@ -366,7 +366,7 @@ def test_tools_and_their_calls_reach_the_template_as_objects() -> None:
     template = (
         "{% for t in tools or [] %}{{ t.function.name }}({{ t.function.parameters | tojson }})\n{% endfor %}"
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}"
-        "{{ c.function.name }}{{ c.function.arguments.x }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{{ c.function.name }}{% for key, value in c.function.arguments.items() %}{{ key }}{{ value }}{% endfor %}{% endfor %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     call = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
@@ -379,9 +379,40 @@ def test_tools_and_their_calls_reach_the_template_as_objects() -> None:
         ],
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
     }
-    expected = 'f({"type": "object"})/<user/a>/<assistant/[f1>]/<tool/2>/<assistant/[b>]'
+    expected = 'f({"type": "object"})/<user/a>/<assistant/[fx1>]/<tool/2>/<assistant/[b>]'
     assert shown(with_template(template), conversation) == [expected]
     assert conversation["messages"][1]["tool_calls"] == [call]
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (CHAT_TEMPLATE, "tools: the chat template does not write them"),
+        (
+            "g{% for t in tools %}{% endfor %}" + CHAT_TEMPLATE,
+            r"messages\[1\].tool_calls\[0\]: .* does not write this call",
+        ),
+        (
+            "g" + CHAT_TEMPLATE.replace("message.content", "(message.tool_calls or []) | string"),
+            r"messages\[2\]: the chat template does not write what the tool returned",
+        ),
+    ],
+)
+def test_what_a_template_without_tools_would_lose_is_refused(template: str, words: str) -> None:
+    call = {"type": "function", "function": {"name": "g", "arguments": '{"x": 1}'}}
+    conversation: Conversation = {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "much"},
+            {"role": "assistant", "content": ""},
+        ],
+        "tools": [{"type": "function", "function": {"name": "g"}}],
+    }
+    if template == CHAT_TEMPLATE:
+        conversation["tools"] = [{"type": "function", "function": {"name": "get_weather"}}]
+    with pytest.raises(RenderError, match=words):
+        shown(with_template(template), conversation)
 
 
 def test_control_tokens_in_tools_and_calls_stay_text() -> None:
@@ -405,7 +436,7 @@ def test_control_tokens_in_tools_and_calls_stay_text() -> None:
 def test_developers_are_the_system_where_the_template_knows_none() -> None:
     conversation: Conversation = {"messages": [{"role": "developer", "content": "s"}, *chat("a", "b")["messages"]]}
     assert shown(with_template(CHAT_TEMPLATE), conversation) == ["<system/s>/<user/a>/<assistant/[b>]"]
-    knowing = with_template(CHAT_TEMPLATE + "{# developer #}")
+    knowing = with_template(CHAT_TEMPLATE + "{% set known = 'developer' %}")
     assert shown(knowing, conversation) == ["<developer/s>/<user/a>/<assistant/[b>]"]
 
 

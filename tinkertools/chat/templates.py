@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +51,12 @@ _PRIVATE_USE = range(0xE000, 0xF900)
 # From the number of a character that hides another to that other, as `str.translate` takes it.
 WayBack = dict[int, str]
 
-# How many conversations go through the tokenizer at once.
-_ENCODE_BATCH = 256
+# How many conversations, and characters of them, go through the tokenizer at once: it needs some 30 bytes a character.
+_BLOCK = 1024
+_BLOCK_CHARACTERS = 4_000_000
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 _TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _PROBE = "probe"
 
@@ -117,8 +119,9 @@ class ChatTemplateRenderer:
             lambda found: repr(TEMPLATE_DATE.strftime(found[2])), str(tokenizer.chat_template)
         )
         self._marks_generation = _GENERATION.search(self._chat_template) is not None
-        self._takes_reasoning = re.search(r"reasoning|\bthinking\b", self._chat_template) is not None
-        self._knows_developer = "developer" in self._chat_template
+        code = _COMMENT.sub("", self._chat_template)
+        self._takes_reasoning = re.search(r"reasoning|\bthinking\b", code) is not None
+        self._knows_developer = "developer" in code
         self._control_ids = {str(t): number for number, t in tokenizer.added_tokens_decoder.items() if t.special}
         self._control_numbers = frozenset(self._control_ids.values())
         longest_first = sorted(self._control_ids, key=len, reverse=True)
@@ -173,7 +176,7 @@ class ChatTemplateRenderer:
         remaining = iter(conversations)
         waiting: tuple[list[list[Rendered] | RenderError], Any] | None = None
         with ThreadPoolExecutor(1) as encoder:
-            while block := list(islice(remaining, _ENCODE_BATCH)):
+            while block := _block(remaining):
                 written = [self._written_or_error(conversation) for conversation in block]
                 texts = [rendered for item in written if isinstance(item, list) for rendered in item]
                 encoding = encoder.submit(self._encode_with_offsets, texts)
@@ -221,14 +224,17 @@ class ChatTemplateRenderer:
 
     def _write_by_shape(self, conversation: Conversation, weights: list[float]) -> list[Rendered] | None:
         """As `write`, where what the template does is known from the roles alone; None where it is not."""
-        messages = conversation["messages"]
-        contents: list[Any] = [message["content"] for message in messages]
-        plain = all(len(message) == 2 for message in messages) and "tools" not in conversation
-        if not plain or not all(type(content) is str and content and not content.isspace() for content in contents):
+        if "tools" in conversation:
             return None
-        if self._control is not None and any(map(self._control.search, contents)):
+        roles, contents = [], []
+        for message in conversation["messages"]:
+            content = message["content"]
+            if len(message) != 2 or type(content) is not str or not content or content.isspace():
+                return None
+            roles.append(message["role"])
+            contents.append(content)
+        if self._control is not None and self._control.search("\0".join(contents)):
             return None
-        roles = [message["role"] for message in messages]
         key = (*roles, *weights)
         if key not in self._shapes:
             if len(self._shapes) >= _MOST_SHAPES:
@@ -316,10 +322,11 @@ class ChatTemplateRenderer:
             return []
         prompts = self._write([messages[:i] for i in answers], tools, generation=True)
         texts, blocks = self._write_with_blocks([messages[: i + 1] for i in answers], tools)
-        return [
-            self._turn(i, messages[i], prompt, text, marked)
-            for i, prompt, text, marked in zip(answers, prompts, texts, blocks, strict=True)
-        ]
+        turns = []
+        for i, prompt, text, marked in zip(answers, prompts, texts, blocks, strict=True):
+            lost = _lost_of_tools(messages[:i], tools, prompt)
+            turns.append(Turn(i, problem=lost) if lost else self._turn(i, messages[i], prompt, text, marked))
+        return turns
 
     def _turn(self, i: int, message: Message, prompt: str, text: str, blocks: list[tuple[int, int]] | None) -> Turn:
         """The turn that `text` ends with, given the generation prompt before it and the template's own marks."""
@@ -345,6 +352,12 @@ class ChatTemplateRenderer:
                 )  # fmt: skip
             if rest.strip() not in text[start:stop]:
                 return Turn(i, problem=f"messages[{i}]: the chat template does not write this turn's text as it is")
+        position = start
+        for j, call in enumerate(message.get("tool_calls", [])):
+            function = call["function"]
+            position = text.find(function["name"], position, stop) + 1
+            if not position or not all(_is_written(key, text[start:stop]) for key in function["arguments"]):
+                return Turn(i, problem=f"messages[{i}].tool_calls[{j}]: the chat template does not write this call")
         if blocks is not None and not _covered(blocks, start, stop):
             return Turn(
                 i, problem=f"messages[{i}]: the template's {{% generation %}} leaves out a part of what the model "
@@ -659,12 +672,39 @@ class Encoded:
         return token + cut, cut
 
 
+def _block(conversations: Iterator[Conversation]) -> list[Conversation]:
+    """The next conversations, as many as go through the tokenizer at once."""
+    block: list[Conversation] = []
+    characters = 0
+    for conversation in conversations:
+        block.append(conversation)
+        characters += sum(len(message["content"]) for message in conversation["messages"])
+        if len(block) == _BLOCK or characters > _BLOCK_CHARACTERS:
+            break
+    return block
+
+
 def _refuse_surrogates(texts: Iterable[str]) -> None:
     try:
         for text in texts:
             text.encode()
     except UnicodeEncodeError as error:
         raise RenderError("a message holds half of a surrogate pair, which is no text") from error
+
+
+def _is_written(text: str, written: str) -> bool:
+    """Whether a text stands in another, as it is or as it stands in JSON."""
+    return text.strip() in written or json.dumps(text.strip(), ensure_ascii=False)[1:-1] in written
+
+
+def _lost_of_tools(messages: list[Message], tools: list[Any] | None, prompt: str) -> str | None:
+    """What a template without tools leaves out: the tools themselves, or what one of them returned."""
+    if tools and not all(_is_written(tool["function"]["name"], prompt) for tool in tools):
+        return "tools: the chat template does not write them"
+    for i, message in enumerate(messages):
+        if message["role"] == "tool" and not all(_is_written(text, prompt) for text in texts_of(message)):
+            return f"messages[{i}]: the chat template does not write what the tool returned"
+    return None
 
 
 def _covered(blocks: list[tuple[int, int]], start: int, end: int) -> bool:

@@ -96,6 +96,7 @@ _MODELS = [
         (r"qwen/qwen3-vl-.*instruct.*", "qwen3_vl_instruct"),
         (r"qwen/qwen3-.*instruct-2507.*", "qwen3_instruct"),
         (r"qwen/qwen3-[\d.]+b(-a[\d.]+b)?(-base)?(-fp8|-awq|-gptq.*|-bf16)?", "qwen3"),
+        (r"qwen/qwen3\.5-(0\.8|2)b(-.*)?", "qwen3_5_disable_thinking"),
         (r"qwen/qwen3\.[56]-.*", "qwen3_5"),
         (r"qwen/qwen3\.8-.*", "qwen3_8_xhigh_reasoning"),
         (r"deepseek-ai/deepseek-v3(-base|-0324)?", "deepseek_v3"),
@@ -154,7 +155,7 @@ class VendorRenderer:
     @cached_property
     def _header(self) -> Tokens:
         """What every generation prompt ends with, whatever was said."""
-        first, second = (self._prompt(self._native([{"role": "user", "content": text}]), None) for text in "ab")
+        first, second = (self._prompt(self._native([{"role": "user", "content": text}]), None) for text in ("a", "b?"))
         length = min(len(first.tokens), len(second.tokens))
         unequal = np.flatnonzero(first.tokens[-length:] != second.tokens[-length:])
         return first.tokens[-length:][unequal[-1] + 1 :]
@@ -341,7 +342,14 @@ class VendorRenderer:
     def _refuse_unseen_images(self, messages: list[Message], tools: list[Any] | None) -> None:
         """Some renderers write a word in place of an image, which a model that cannot see would be trained on."""
         places = [place for place, _ in image_parts(messages)]
-        if places and len(self._prompt(self._native(messages), tools).images) != len(places):
+        if not places:
+            return
+        native = self._native(messages)
+        try:
+            seen = len(self._prompt(native, tools).images)
+        except RenderError:
+            seen = 0
+        if seen != len(places):
             raise RenderError(f"{places[0]}: is an image, but {self.name} is for a model that takes text only")
 
     def _native(self, messages: list[Message]) -> list["chat.OpenAIMessage"]:
