@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tinkertools.chat.conversations import Conversation
 from tinkertools.chat.examples import Example, Prompt, RenderError, saved_tokens
-from tinkertools.chat.templates import CHAT_TEMPLATE, load_template_renderer
+from tinkertools.chat.templates import CHAT_TEMPLATE, cores, load_template_renderer
 from tinkertools.config import AUTO_RENDERER, TrainConfig, TrainOnWhat
 from tinkertools.errors import DataError, UsageError
 
@@ -183,7 +183,7 @@ def _useful_workers(conversations: Sequence[Conversation]) -> int:
     for conversation in conversations:
         characters += sum(len(str(message["content"])) for message in conversation["messages"])
         if characters > _WORTH_WORKERS:
-            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            return cores()
     return 1
 
 

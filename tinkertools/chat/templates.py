@@ -6,10 +6,13 @@ tokenizer's offsets turn spans of characters into weights of tokens.
 
 import copy
 import json
+import os
 import re
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -52,8 +55,8 @@ _PRIVATE_USE = range(0xE000, 0xF900)
 WayBack = dict[int, str]
 
 # How many conversations, and characters of them, go through the tokenizer at once: it needs some 30 bytes a character.
-_BLOCK = 1024
-_BLOCK_CHARACTERS = 4_000_000
+_BLOCK = 128
+_BLOCK_CHARACTERS = 1_000_000
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
@@ -115,6 +118,7 @@ class ChatTemplateRenderer:
         # No tokens are added, so all that is left for a post-processor is to take spaces out of tokens' offsets.
         backend.post_processor = None
         self._backend = backend
+        self._idle_backends: list[Any] = []
         self._chat_template = _TODAY.sub(
             lambda found: repr(TEMPLATE_DATE.strftime(found[2])), str(tokenizer.chat_template)
         )
@@ -158,7 +162,7 @@ class ChatTemplateRenderer:
         text = self._write([messages], tools, generation=True)[0]
         turns = [turn for turn in self._turns(messages, tools) if turn.stands_in(text)]
         rendered = Rendered(text, [(turn.start, len(turn.text), 0.0) for turn in turns], way_back=way_back)
-        return Prompt(self._weigh(rendered, self._encode_with_offsets([rendered])[0]).tokens)
+        return Prompt(self._weigh(rendered, self._encode_with_offsets([rendered], self._backend)[0]).tokens)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """An answer's text: control tokens, such as the end of the turn, left out."""
@@ -171,36 +175,40 @@ class ChatTemplateRenderer:
     def render(self, conversations: Iterable[Conversation]) -> Iterator[list[Example] | RenderError]:
         """Each conversation's examples, in order, or why it has none.
 
-        The texts of one block are encoded (by the tokenizer's own threads) while those of the next are written.
+        Blocks of texts are encoded on all cores, each thread with a tokenizer of its own: threads that share one wait
+        for its cache. Meanwhile the next texts are written.
         """
         remaining = iter(conversations)
-        waiting: tuple[list[list[Rendered] | RenderError], Any] | None = None
-        with ThreadPoolExecutor(1) as encoder:
+        waiting: deque[Future[list[list[Example] | RenderError]]] = deque()
+        with _without_tokenizers_threads(), ThreadPoolExecutor(cores()) as threads:
             while block := _block(remaining):
                 written = [self._written_or_error(conversation) for conversation in block]
-                texts = [rendered for item in written if isinstance(item, list) for rendered in item]
-                encoding = encoder.submit(self._encode_with_offsets, texts)
-                if waiting is not None:
-                    yield from self._finish(*waiting)
-                waiting = (written, encoding)
-            if waiting is not None:
-                yield from self._finish(*waiting)
+                waiting.append(threads.submit(self._finish, written))
+                if len(waiting) > 2 * cores():
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
 
-    def _finish(
-        self, written: list[list[Rendered] | RenderError], encoding: Any
-    ) -> Iterator[list[Example] | RenderError]:
-        encoded = iter(encoding.result())
+    def _finish(self, written: list[list[Rendered] | RenderError]) -> list[list[Example] | RenderError]:
+        """The examples of what was written, with a tokenizer that no other thread uses meanwhile."""
+        try:
+            backend = self._idle_backends.pop()
+        except IndexError:
+            backend = copy.deepcopy(self._backend)
+        texts = [rendered for item in written if isinstance(item, list) for rendered in item]
+        encoded = iter(self._encode_with_offsets(texts, backend))
+        self._idle_backends.append(backend)
+        found: list[list[Example] | RenderError] = []
         for item in written:
             if isinstance(item, RenderError):
-                yield item
+                found.append(item)
                 continue
             pairs = [(rendered, next(encoded)) for rendered in item]
             try:
-                examples = [trimmed(self._weigh(rendered, found)) for rendered, found in pairs]
+                found.append(unite([trimmed(self._weigh(rendered, tokens)) for rendered, tokens in pairs]))
             except RenderError as error:
-                yield error
-            else:
-                yield unite(examples)
+                found.append(error)
+        return found
 
     def _written_or_error(self, conversation: Conversation) -> list[Rendered] | RenderError:
         try:
@@ -438,9 +446,9 @@ class ChatTemplateRenderer:
             raise RenderError("a token reaches across the border of an answer, and this tokenizer cannot be cut there")
         return Encoded(ids, offsets)
 
-    def _encode_with_offsets(self, texts: list[Rendered]) -> list["Encoded | RenderError"]:
+    def _encode_with_offsets(self, texts: list[Rendered], backend: Any) -> list["Encoded | RenderError"]:
         plain = [rendered.text for rendered in texts if not rendered.way_back]
-        encoded = iter(self._backend.encode_batch(plain, add_special_tokens=False))
+        encoded = iter(backend.encode_batch(plain, add_special_tokens=False))
         found: list[Encoded | RenderError] = []
         for rendered in texts:
             try:
@@ -670,6 +678,26 @@ class Encoded:
         token = bisect_right(self.offsets, position, key=lambda span: span[1])
         cut = token < len(self.ids) and self.offsets[token][0] < position
         return token + cut, cut
+
+
+@contextmanager
+def _without_tokenizers_threads() -> Iterator[None]:
+    """Tokenizers compute on the thread that asks, while the block runs. There is no other way to tell them."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _block(conversations: Iterator[Conversation]) -> list[Conversation]:
