@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinkertools.chat.conversations import Conversation
-from tinkertools.chat.examples import Example, Prompt, RenderError, saved_tokens
+from tinkertools.chat.examples import Example, Image, Prompt, RenderError, Tokens, Weights, saved_tokens
 from tinkertools.chat.templates import CHAT_TEMPLATE, cores, load_template_renderer
 from tinkertools.config import AUTO_RENDERER, TrainConfig, TrainOnWhat
 from tinkertools.errors import DataError, UsageError
@@ -206,7 +206,7 @@ def _render_in_workers(
             if part
         )
         while waiting:
-            done = waiting.popleft().result()
+            done = _unpacked(*waiting.popleft().result())
             if part := list(islice(remaining, _PART)):
                 waiting.append(pool.submit(_render_part, part))
             yield from done
@@ -227,5 +227,31 @@ def _start_worker(renderer: Renderer) -> None:
     _worker_renderer = renderer
 
 
-def _render_part(conversations: list[Conversation]) -> list[Found]:
-    return list(_worker_renderer.render(conversations))
+# How many examples each conversation has, or why none; the examples as one array each of tokens and weights, with
+# their lengths and images. To send many small arrays takes longer.
+Packed = tuple[list[int | RenderError], Tokens, Weights, list[int], list[tuple[Image, ...]]]
+
+
+def _render_part(conversations: list[Conversation]) -> Packed:
+    found = list(_worker_renderer.render(conversations))
+    examples = [example for item in found if isinstance(item, list) for example in item]
+    return (
+        [len(item) if isinstance(item, list) else item for item in found],
+        np.concatenate([np.zeros(0, np.int32), *(example.tokens for example in examples)]),
+        np.concatenate([np.zeros(0, np.float32), *(example.weights for example in examples)]),
+        [len(example.tokens) for example in examples],
+        [example.images for example in examples],
+    )
+
+
+def _unpacked(
+    counts: list[int | RenderError], tokens: Tokens, weights: Weights, lengths: list[int],
+    images: list[tuple[Image, ...]],
+) -> Iterator[Found]:  # fmt: skip
+    ends = accumulate(lengths)
+    examples = (
+        Example(tokens[end - length : end], weights[end - length : end], seen)
+        for end, length, seen in zip(ends, lengths, images, strict=True)
+    )
+    for count in counts:
+        yield count if isinstance(count, RenderError) else list(islice(examples, count))
