@@ -287,9 +287,21 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 # --- tokenizer and model -----------------------------------------------------------------------------------------
 
+# ChatML; tools stand in a system turn of their own, calls as Hermes and Qwen write them.
 CHAT_TEMPLATE = (
+    "{%- if tools %}"
+    "{{- '<|im_start|>system\\nTools:' }}"
+    "{%- for tool in tools %}{{- '\\n' + tool | tojson }}{%- endfor %}"
+    "{{- '<|im_end|>\\n' }}"
+    "{%- endif %}"
     "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content }}"
+    "{%- for call in message.tool_calls or [] %}"
+    "{{- '\\n' if message.content or not loop.first }}"
+    "{%- set said = {'name': call.function.name, 'arguments': call.function.arguments} %}"
+    "{{- '<tool_call>\\n' + said | tojson + '\\n</tool_call>' }}"
+    "{%- endfor %}"
+    "{{- '<|im_end|>\\n' }}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )

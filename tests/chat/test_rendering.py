@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from tinkertools.chat.conversations import Conversation
 from tinkertools.chat.examples import Example, RenderError
 from tinkertools.chat.rendering import choose_renderer, load_renderer, render_all
-from tinkertools.chat.templates import ChatTemplateRenderer, load_tokenizer
+from tinkertools.chat.templates import ChatTemplateRenderer, load_template_renderer, load_tokenizer
 from tinkertools.errors import DataError, ModelError, UsageError
 from tinkertools.shipped import STARTER_MODEL
 
@@ -29,7 +29,10 @@ def merging_tokenizer() -> Any:
 
 TOKENIZER: Any = merging_tokenizer()
 RENDERER = ChatTemplateRenderer(TOKENIZER, [TOKENIZER.convert_tokens_to_ids("<|im_end|>")])
-CHAT_TEMPLATE = str(TOKENIZER.chat_template)
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"
+)
 END = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
 
 
@@ -414,6 +417,33 @@ def test_what_a_template_without_tools_would_lose_is_refused(template: str, word
         conversation["tools"] = [{"type": "function", "function": {"name": "get_weather"}}]
     with pytest.raises(RenderError, match=words):
         shown(with_template(template), conversation)
+
+
+def test_the_starter_model_writes_tools_and_calls() -> None:
+    calls = [
+        {"type": "function", "function": {"name": "f", "arguments": '{"x": "é"}'}},
+        {"type": "function", "function": {"name": "g", "arguments": "{}"}},
+    ]
+    conversation: Conversation = {
+        "messages": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "", "tool_calls": calls},
+            {"role": "tool", "content": "1"},
+            {"role": "tool", "content": "2"},
+            {"role": "assistant", "content": "b", "tool_calls": calls[1:]},
+        ],
+        "tools": [{"type": "function", "function": {"name": name}} for name in "fg"],
+    }
+    assert shown(load_template_renderer(str(STARTER_MODEL), "ALL_ASSISTANT_MESSAGES"), conversation) == [
+        '<system/Tools:/{"type": "function", "function": {"name": "f"}}'
+        '/{"type": "function", "function": {"name": "g"}}>'
+        "/<system/s>/<user/a>"
+        '/<assistant/[<tool_call>/{"name": "f", "arguments": {"x": "é"}}/</tool_call>'
+        '/<tool_call>/{"name": "g", "arguments": {}}/</tool_call>>]'
+        "/<tool/1>/<tool/2>"
+        '/<assistant/[b/<tool_call>/{"name": "g", "arguments": {}}/</tool_call>>]'
+    ]
 
 
 def test_control_tokens_in_tools_and_calls_stay_text() -> None:
