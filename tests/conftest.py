@@ -17,6 +17,10 @@ from tinkertools.shipped import STARTER_MODEL
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
 
+# Several processes test at once: one thread each, or they wait for each other's. Torch is not imported yet.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Examples take as long as the machine needs; what is asserted never depends on it.
 settings.register_profile("tests", deadline=None, max_examples=50, print_blob=True)
 settings.load_profile("tests")
