@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tinkertools.answers import Prompt, load_prompts, passed
+from tinkertools.answers import Answer, Prompt, load_prompts, passed
 from tinkertools.chat.conversations import Conversation
 from tinkertools.errors import DataError
 
@@ -180,7 +180,8 @@ def test_bad_prompt_files(tmp_path: Path, content: str, words: str) -> None:
 def test_checks_are_counted_among_prompts_that_have_one() -> None:
     said: Conversation = {"messages": MESSAGES}
     prompts = [Prompt(said, "^Ahoy.*!$"), Prompt(said), Prompt(said, "no")]
-    assert passed(prompts, ["Ahoy,\nyou!", "anything", "yes"]) == (1, 2)
+    assert passed(prompts, [Answer("Ahoy,\nyou!"), Answer("anything"), Answer("yes")]) == (1, 2)
+    assert passed(prompts, [Answer("Ahoy,\nyou!"), Answer("x"), Answer(None, "the server said no")]) == (1, 2)
 
 
 @pytest.mark.parametrize(

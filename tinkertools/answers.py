@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import orjson
 
 from tinkertools.config import AUTO_RENDERER, PrepareDefaults
 from tinkertools.engines import Choice, open_service
-from tinkertools.errors import DataError, EngineError, RunError, UsageError
+from tinkertools.errors import DataError, EngineError, RunError, ServerTimeoutError, UsageError
 from tinkertools.files import explain_os_errors
 from tinkertools.runs.directory import Weights
 from tinkertools.shipped import GENERAL_PROMPTS, SAMPLE_PROMPTS, is_starter
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from tinkertools.chat.conversations import Conversation
     from tinkertools.chat.examples import Example
     from tinkertools.chat.rendering import Renderer
-    from tinkertools.local.sampling import SamplingClient
+    from tinkertools.engines import SamplingClient, Service
+
+# Requests for samples that are on their way at once: enough to fill an engine's batch, few enough for any server.
+_AT_ONCE = 64
 
 _HINT = 'a prompt is "text", [{"role": "user", "content": "text"}] or {"messages": [...]}'
 
@@ -69,6 +73,19 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON values."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered; where it gave no answer, what went wrong."""
+
+    text: str | None
+    error: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The answer as it stands in a table."""
+        return self.text if self.text is not None else f"[no answer: {self.error}]"
 
 
 @dataclass(frozen=True)
@@ -171,50 +188,91 @@ def ask(
     prompts: Sequence[Prompt],
     settings: Settings,
     report: Report,
-) -> list[str]:
-    """One answer to each prompt, as text. `report` is told how many are there.
+) -> list[Answer]:
+    """An answer to each prompt, in order. A prompt that fails is told in its place; the others are asked all the same.
+
+    After a server gave no answer in time, the prompts that are left are not asked.
+
+    Args:
+        sampler: the model.
+        renderer: of the model.
+        prompts: what is asked.
+        settings: how answers are sampled.
+        report: is told how many are there.
 
     Raises:
         DataError: a prompt cannot be rendered.
-        EngineError: a prompt is too long for the model.
     """
     from tinker import types
 
     from tinkertools.chat.datums import to_model_input
     from tinkertools.chat.examples import RenderError
 
-    futures = []
+    inputs = []
     for number, prompt in enumerate(prompts, 1):
         try:
             asked = renderer.generation_prompt(prompt.conversation)
         except RenderError as error:
             raise DataError(f"prompt {number}: {error}", hint="change it, or leave it out") from error
-        params = types.SamplingParams(
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            seed=settings.seed,
-            stop=renderer.stop_tokens,
-        )
-        futures.append(sampler.sample(to_model_input(asked.tokens, asked.images), 1, params))
-    answers: list[str] = []
-    for done, future in enumerate(futures, 1):
+        inputs.append(to_model_input(asked.tokens, asked.images))
+    params = types.SamplingParams(
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        stop=renderer.stop_tokens,
+    )
+    answers: list[Answer] = []
+    for wait in _in_flight(inputs, lambda model_input: sampler.sample(model_input, 1, params)):
         try:
-            answers.append(renderer.decode(future.result().sequences[0].tokens))
+            answers.append(Answer(renderer.decode(wait().sequences[0].tokens)))
+        except ServerTimeoutError as error:
+            rest = len(prompts) - len(answers)
+            return [*answers, *[Answer(None, error.message)] * rest]
         except EngineError as error:
-            hint = error.hint or "shorten it, or leave it out"
-            raise EngineError(f"prompt {done}: {error.message}", hint=hint) from error
-        report(done)
+            answers.append(Answer(None, error.message))
+        report(len(answers))
     return answers
 
 
+def _in_flight(inputs: Iterable[Any], send: Callable[[Any], Any]) -> Iterator[Callable[[], Any]]:
+    """For each input, in order, what waits for its result, with up to `_AT_ONCE` requests on their way."""
+    pending: deque[Callable[[], Any]] = deque()
+
+    def sent(value: Any) -> Callable[[], Any]:
+        try:
+            return send(value).result  # type: ignore[no-any-return]
+        except EngineError as error:
+            failure = error
+
+            def fail() -> Any:
+                raise failure
+
+            return fail
+
+    for value in inputs:
+        pending.append(sent(value))
+        if len(pending) >= _AT_ONCE:
+            yield pending.popleft()
+    yield from pending
+
+
 def score(sampler: "SamplingClient", examples: Sequence["Example"], report: Report) -> Score:
-    """Masked NLL: Σ −logprob · weight / Σ weight over all tokens of the examples, natural log."""
+    """Masked NLL: Σ −logprob · weight / Σ weight over all tokens of the examples, natural log.
+
+    Raises:
+        EngineError: an example could not be scored: models can be compared only on all of them.
+    """
     from tinkertools.chat.datums import to_model_input
 
-    futures = [sampler.compute_logprobs(to_model_input(e.tokens, e.images)) for e in examples]
     total = weight = 0.0
-    for done, (example, future) in enumerate(zip(examples, futures, strict=True), 1):
-        for logprob, w in zip(future.result()[1:], example.weights[1:].tolist(), strict=True):
+    inputs = [to_model_input(example.tokens, example.images) for example in examples]
+    waits = _in_flight(inputs, sampler.compute_logprobs)
+    for done, (example, wait) in enumerate(zip(examples, waits, strict=True), 1):
+        try:
+            logprobs = wait()
+        except EngineError as error:
+            raise type(error)(f"conversation {done}: {error.message}", hint=error.hint) from error
+        for logprob, w in zip(logprobs[1:], example.weights[1:].tolist(), strict=True):
             if w:
                 assert logprob is not None
                 total -= logprob * w
@@ -223,10 +281,10 @@ def score(sampler: "SamplingClient", examples: Sequence["Example"], report: Repo
     return Score(total / weight, sum(example.trained_tokens for example in examples))
 
 
-def passed(prompts: Iterable[Prompt], answers: Iterable[str]) -> tuple[int, int]:
-    """How many answers match their prompt's check, and how many prompts have one."""
+def passed(prompts: Iterable[Prompt], answers: Iterable[Answer]) -> tuple[int, int]:
+    """How many answers match their prompt's check, and how many prompts have one. No answer matches nothing."""
     checked = [
-        re.search(prompt.check, answer, re.DOTALL) is not None
+        answer.text is not None and re.search(prompt.check, answer.text, re.DOTALL) is not None
         for prompt, answer in zip(prompts, answers, strict=True)
         if prompt.check is not None
     ]
@@ -237,45 +295,77 @@ def passed(prompts: Iterable[Prompt], answers: Iterable[str]) -> tuple[int, int]
 class Evaluation:
     """What each model answered and how likely it finds given answers, by the model's label."""
 
+    base_model: str
     prompts: list[Prompt]
-    answers: dict[str, list[str]]
+    answers: dict[str, list[Answer]]
     scores: dict[str, dict[str, Any]]
+
+    @property
+    def unanswered(self) -> list[str]:
+        """What went wrong with the prompts that got no answer."""
+        return [answer.error or "" for answers in self.answers.values() for answer in answers if answer.text is None]
+
+    def responses(self, number: int, keys: Mapping[str, str]) -> dict[str, Any]:
+        """The answers to a prompt for a results file, each under the key of its label; errors beside them."""
+        found = {keys[label]: answers[number] for label, answers in self.answers.items()}
+        errors = {key: answer.error for key, answer in found.items() if answer.error}
+        return {key: answer.text for key, answer in found.items()} | ({"errors": errors} if errors else {})
+
+    def refuse_gaps(self, output: Path) -> None:
+        """Say at the end that prompts got no answer.
+
+        Raises:
+            EngineError: some got none.
+        """
+        if failed := self.unanswered:
+            count = sum(len(answers) for answers in self.answers.values())
+            raise EngineError(
+                f"{len(failed)} of {count} prompts got no answer, the first: {failed[0]}",
+                hint=f"{output} has all the others; run the command again for those",
+            )
 
 
 def evaluate(
     choice: Choice,
-    models: Mapping[str, Path | None],
+    models: Mapping[str, Weights | None],
     prompts_file: Path | None,
     data: str | None,
     settings: Settings,
     renderer_name: str,
     progress: ProgressMaker,
+    notify: Callable[[str], None],
+    timeout: float,
 ) -> Evaluation:
     """Ask and score several models that share a base, of which one copy is in memory.
 
     Args:
         choice: the engine and the base model.
-        models: an adapter's folder by label; None is the base alone.
+        models: adapters by label; None is the base alone.
         prompts_file: None means the prompts that ship: the samples' for the starter model, else general ones.
         data: conversations to score, or None.
         settings: how answers are sampled.
         renderer_name: the renderer of the base model.
         progress: makes the display of each part of the work.
+        notify: is told what a server is waited for.
+        timeout: seconds that a request to a server may take.
 
     Raises:
         DataError: the prompts or the data cannot be used.
+        RunError: an adapter is not where the engine is, or nobody says what it was trained on.
     """
     from tinkertools.chat.datums import fit
     from tinkertools.chat.records import read_all
     from tinkertools.chat.rendering import load_renderer, render_all
     from tinkertools.chat.sources import find_source
 
-    base_model = choice.base_model
-    prompts = load_prompts(prompts_file or (SAMPLE_PROMPTS if is_starter(base_model) else GENERAL_PROMPTS))
+    starter = is_starter(choice.base_model)
+    prompts = load_prompts(prompts_file or (SAMPLE_PROMPTS if starter else GENERAL_PROMPTS))
+    sources = {label: weights.source(choice.engine) if weights else None for label, weights in models.items()}
     conversations = read_all(find_source(data), PrepareDefaults.errors_shown)[0] if data is not None else []
-    answers: dict[str, list[str]] = {}
+    answers: dict[str, list[Answer]] = {}
     scores: dict[str, dict[str, Any]] = {}
-    with open_service(choice) as service:
+    with open_service(choice, None, notify, timeout=timeout) as service:
+        base_model = choice.base_model or _ask_for_base(service, next(filter(None, sources.values())))
         renderer = load_renderer(base_model, renderer_name)
         fitted = None
         if conversations:
@@ -283,8 +373,8 @@ def evaluate(
                 rendered = render_all(renderer, conversations, PrepareDefaults.errors_shown, report)
             limit = service.max_length(base_model)
             fitted = fit(rendered, len(conversations), limit, "drop", renderer.stop_tokens)
-        for label, folder in models.items():
-            sampler = service.create_sampling_client(str(folder) if folder else None, base_model)
+        for label, source in sources.items():
+            sampler = service.create_sampling_client(source, base_model)
             with progress(f"{label}: answer", len(prompts), "prompts") as report:
                 answers[label] = ask(sampler, renderer, prompts, settings, report)
             right, checked = passed(prompts, answers[label])
@@ -294,7 +384,22 @@ def evaluate(
                     scores[label] |= score(sampler, fitted.examples, report).to_json()
                 if fitted.dropped:
                     scores[label]["too_long"] = fitted.dropped
-    return Evaluation(prompts, answers, scores)
+    return Evaluation(base_model, prompts, answers, scores)
+
+
+def _ask_for_base(service: "Service", path: str) -> str:
+    """The base model of weights on a server.
+
+    Raises:
+        RunError: it does not say.
+    """
+    from tinkertools import remote
+
+    assert isinstance(service, remote.ServiceClient)
+    found = service.base_model_of(path)
+    if found is None:
+        raise RunError(f"the server does not say what {path} was trained on", hint="add --base-model MODEL")
+    return found
 
 
 def renderer_of(named: str, adapters: Sequence[Weights]) -> str:
@@ -314,14 +419,17 @@ def renderer_of(named: str, adapters: Sequence[Weights]) -> str:
     return found[0]
 
 
-def base_of(named: str | None, weights: Weights) -> str:
+def base_of(named: str | None, weights: Weights) -> str | None:
     """The base model of an adapter: the one named on the command line wins over the one it records.
 
+    None where only the server can say.
+
     Raises:
-        RunError: neither is there.
+        RunError: neither is there, and no server has it.
     """
-    if base_model := named or weights.base_model:
-        return base_model
-    raise RunError(
-        f"{weights.directory} does not say which base model it was trained on", hint="add --base-model MODEL"
-    )
+    base_model = named or weights.base_model
+    if base_model is None and weights.directory is not None:
+        raise RunError(
+            f"{weights.directory} does not say which base model it was trained on", hint="add --base-model MODEL"
+        )
+    return base_model

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
+from urllib.parse import urlsplit
 
 from tinkertools.errors import RunError, UsageError
 
@@ -26,6 +27,12 @@ TRAINING_DATA = Path("data/training_data.jsonl")
 OUTPUT_DIR = Path("checkpoints")
 
 ENGINE: Engine = "auto"
+
+# Seconds that a request to a server may take, and the first contact with it.
+TIMEOUT_SECONDS = 600.0
+CONTACT_SECONDS = 60.0
+# How long a server keeps a checkpoint that is not the final one: a week.
+TTL_SECONDS = 7 * 24 * 3600
 
 # The renderer that is chosen by the base model's name.
 AUTO_RENDERER = "auto"
@@ -68,7 +75,8 @@ class TrainConfig:
     """Everything that decides what a run computes, resolved: `config.json` in the run directory is this and no secret.
 
     `learning_rate` "auto" means the published formula for the model's family; `max_steps` 0 means `epochs` whole
-    epochs; `max_length` 0 means the model's own limit; `save_every` 0 means only the final weights.
+    epochs; `max_length` 0 means the model's own limit; `save_every` 0 means only the final weights. `base_url`,
+    `ttl_seconds` (0 keeps checkpoints for good) and `download` (of adapters) are for runs on a server.
     """
 
     base_model: str = ""
@@ -87,6 +95,9 @@ class TrainConfig:
     train_on_what: TrainOnWhat = "ALL_ASSISTANT_MESSAGES"
     renderer: str = AUTO_RENDERER
     seed: int = 0
+    base_url: str | None = None
+    ttl_seconds: int = TTL_SECONDS
+    download: bool = True
     train_attn: bool = True
     train_mlp: bool = True
     train_unembed: bool = True
@@ -101,6 +112,7 @@ class TrainConfig:
             "warmup-steps": self.warmup_steps,
             "save-every": self.save_every,
             "max-length": self.max_length,
+            "ttl-seconds": self.ttl_seconds,
         }
         for name, value in not_negative.items():
             if value < 0:
@@ -172,6 +184,12 @@ class ServerSettings:
 
     @classmethod
     def from_environment(cls, base_url: str | None = None) -> Self:
-        """`base_url` (an option) wins over TINKER_BASE_URL, which wins over TINKER_API_BASE."""
+        """`base_url` (an option) wins over TINKER_BASE_URL, which wins over TINKER_API_BASE.
+
+        Raises:
+            UsageError: it is no address.
+        """
         url = base_url or os.environ.get("TINKER_BASE_URL") or os.environ.get("TINKER_API_BASE")
+        if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+            raise UsageError(f"'{url}' is no address of a server", hint="for example --base-url http://localhost:8000")
         return cls(base_url=url or None, has_key=bool(os.environ.get("TINKER_API_KEY")))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from tinkertools.errors import TinkertoolsError
+from tinkertools.errors import TinkertoolsError, without_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +36,19 @@ def say(text: str = "") -> None:
 def warn(text: str) -> None:
     """Something the user should know and that stops nothing."""
     _console(sys.stderr).print(f"note: {text}", style="yellow")
+
+
+def waiting(text: str) -> None:
+    """What a server is waited for, or what it says meanwhile."""
+    say(f"  … {without_secrets(text)}")
+
+
+def show_server_paths(paths: Sequence[tuple[int, Mapping[str, str]]], *, downloaded: bool) -> None:
+    """Where a run's checkpoints are on the server."""
+    say("on the server   " + ("the adapters are here too" if downloaded else "the adapters were not downloaded"))
+    for step, found in paths:
+        for kind, path in found.items():
+            say(f"  step {step:>5}, {kind + ':':8} {path}")
 
 
 def show_error(error: TinkertoolsError) -> None:

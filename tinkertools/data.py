@@ -34,7 +34,7 @@ def make_ready(
     renderer: Renderer,
     conversations: Sequence[Conversation],
     fingerprint: str,
-    limits: Limits | None,
+    limits: Limits,
     progress: ProgressMaker,
     *,
     max_length: int = 0,
@@ -47,7 +47,7 @@ def make_ready(
         renderer: of the base model.
         conversations: what is trained on.
         fingerprint: their hash, by which the cache knows them.
-        limits: the model's, where they are known.
+        limits: the model's, as far as they are known.
         progress: makes the display of the rendering.
         max_length: the most tokens an example; 0 means the model's limit.
         overlength: what becomes of longer examples.
@@ -69,8 +69,8 @@ def make_ready(
             tokenised = f"tokens: rendered; not kept: {problem}"
         else:
             tokenised = f"tokens: not in the cache; rendered and kept for the next run ({path})"
-    checked = check(renderer, conversations, rendered, limits.vocabulary if limits else None)
-    known = [length for length in (max_length, limits.max_length if limits else 0) if length]
+    checked = check(renderer, conversations, rendered, limits.vocabulary)
+    known = [length for length in (max_length, limits.max_length) if length]
     limit = min(known, default=None)
     fitted = fit(rendered, len(conversations), limit, overlength, renderer.stop_tokens)
     return Ready(rendered, fitted, len(conversations), limit, tokenised, checked)

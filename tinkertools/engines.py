@@ -1,24 +1,57 @@
-"""Which engine a command uses, and the few things that differ between them."""
+"""Which engine a command uses, and how to open it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tinkertools.config import Engine, ServerSettings
-from tinkertools.errors import NotYetError, UsageError
+from tinkertools.config import TIMEOUT_SECONDS, Engine, ServerSettings
+from tinkertools.errors import UsageError
 from tinkertools.shipped import STARTER_MODEL
 
 if TYPE_CHECKING:
-    from tinkertools.local import ServiceClient
+    from tinkertools import local, remote
+    from tinkertools.local.sampling import SamplingClient as LocalSamplingClient
+    from tinkertools.local.training import TrainingClient as LocalTrainingClient
+    from tinkertools.remote.service import SamplingClient as RemoteSamplingClient
+    from tinkertools.remote.service import TrainingClient as RemoteTrainingClient
+    from tinkertools.runs.directory import Weights
+
+    # The client interface of Tinker is the engine interface: both engines have the methods that are used of it.
+    Service = local.ServiceClient | remote.ServiceClient
+    TrainingClient = LocalTrainingClient | RemoteTrainingClient
+    SamplingClient = LocalSamplingClient | RemoteSamplingClient
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine and base model in effect, and why, in words."""
+    """The engine and base model in effect, and why, in words; the server's address where it is not the SDK's own."""
 
     engine: Literal["tinker", "local"]
     base_model: str
     reason: str
+    base_url: str | None = None
+
+
+def choose_for_weights(
+    engine: Engine, base_model: str | None, server: ServerSettings, weights: Sequence["Weights"]
+) -> Choice:
+    """Decide where to compute with adapters: where they are, unless an option says otherwise.
+
+    Args:
+        engine: as the user gave it.
+        base_model: of the adapters, where it is known; a server is asked for it where it is not.
+        server: what options and environment say of one.
+        weights: the adapters.
+
+    Raises:
+        UsageError: a Hub name without a key and without `--engine local`.
+    """
+    if engine == "auto" and any(one.directory is None for one in weights):
+        return Choice("tinker", base_model or "", "the adapter is on a server", server.base_url)
+    if engine == "auto" and server.base_url is None and any(one.server_path is None for one in weights):
+        return Choice("local", choose("local", base_model, server).base_model, "the adapter is on this machine only")
+    return choose(engine, base_model, server)
 
 
 def choose(engine: Engine, base_model: str | None, server: ServerSettings) -> Choice:
@@ -38,7 +71,7 @@ def choose(engine: Engine, base_model: str | None, server: ServerSettings) -> Ch
                 "a Tinker server needs a base model",
                 hint="add --base-model NAME, or --engine local to train the starter model on this machine",
             )
-        return Choice("tinker", base_model, remote or "--engine tinker")
+        return Choice("tinker", base_model, remote or "--engine tinker", server.base_url)
     if base_model is None:
         return Choice("local", str(STARTER_MODEL), "no key and no base model: the starter model on this machine")
     if Path(base_model).is_dir():
@@ -55,17 +88,29 @@ def _server_reason(server: ServerSettings) -> str | None:
     return "TINKER_API_KEY is set" if server.has_key else None
 
 
-def open_service(choice: Choice, store: Path | None = None) -> "ServiceClient":
-    """The service client of the chosen engine. `store` is where the embedded engine keeps what it saves.
+def open_service(
+    choice: Choice,
+    store: Path | None,
+    notify: Callable[[str], None],
+    *,
+    timeout: float = TIMEOUT_SECONDS,
+    download: bool = True,
+) -> "Service":
+    """The service client of the chosen engine, for a `with` block; a server is spoken to when the block is entered.
 
-    Raises:
-        NotYetError: the engine is a Tinker server.
+    Args:
+        choice: the engine.
+        store: where adapters are before a run takes them: what the embedded engine saves, what a server gives. None
+            where nothing is saved.
+        notify: is told what a server is waited for.
+        timeout: seconds that a request to a server may take.
+        download: whether adapters of a server are wanted here.
     """
     if choice.engine == "tinker":
-        raise NotYetError(
-            f"this version trains and samples on this machine only, but a Tinker server was chosen ({choice.reason})",
-            hint="--engine local computes here",
-        )
-    from tinkertools.local import ServiceClient
+        from tinkertools import remote
 
-    return ServiceClient(store=store)
+        downloads = remote.Downloads(store or Path(), choice.base_model, wanted=download and store is not None)
+        return remote.ServiceClient(choice.base_url, timeout, notify, downloads)
+    from tinkertools import local
+
+    return local.ServiceClient(store=store)

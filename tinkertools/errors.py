@@ -5,22 +5,40 @@ TinkertoolsError            exit 1, explained in plain words
 ├── ModelError              a base model, its tokenizer or its chat template
 ├── RunError                run directories and adapters
 ├── EngineError             the engine refused a request, or a server did
+│   └── ServerTimeoutError  a server gave no answer in time
 ├── FileError               the file system: missing, a directory, no space, no permission
 ├── NotYetError             a part that this version does not have
 ├── UsageError              options that contradict each other: exit 2
 └── Interrupted             Ctrl-C: exit 130
 """
 
+import os
+import re
+
+# Variables whose values are secrets, and what keys of the services look like when they are met elsewhere.
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"\b(?:tml-|hf_)[\w.-]{8,}|\beyJ[\w-]{8,}\.[\w.-]+|(?<=Bearer )[^\s'\"]+", re.IGNORECASE)
+# Shorter values are words that may stand in any text.
+_SHORTEST_SECRET = 8
+
+
+def without_secrets(text: str) -> str:
+    """A text with every key and token in it blacked out: servers and libraries repeat what they were sent."""
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name):
+            text = text.replace(value, "(secret)")
+    return _SECRET_VALUE.sub("(secret)", text)
+
 
 class TinkertoolsError(Exception):
-    """Something a user can understand and mend."""
+    """Something a user can understand and mend. Its words hold no secret, whatever they were made from."""
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = without_secrets(message)
+        self.hint = without_secrets(hint) if hint else None
+        super().__init__(self.message)
 
 
 class DataError(TinkertoolsError):
@@ -37,6 +55,10 @@ class RunError(TinkertoolsError):
 
 class EngineError(TinkertoolsError):
     """A request that the engine refuses."""
+
+
+class ServerTimeoutError(EngineError):
+    """A server that gave no answer in time: what comes after it need not be tried."""
 
 
 class FileError(TinkertoolsError):

@@ -8,6 +8,9 @@ import typer
 from tinkertools.config import Engine
 
 EngineOption = Annotated[Engine, typer.Option(help="Where to compute; local is torch in this process.")]
+TimeoutOption = Annotated[
+    float, typer.Option(help="Seconds that a request to a server may take; the first contact has a minute at most.")
+]
 BaseUrl = Annotated[str | None, typer.Option(help="The address of a Tinker server.")]
 RendererOption = Annotated[
     str,

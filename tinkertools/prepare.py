@@ -163,13 +163,13 @@ def show_preview(options: PrepareOptions) -> None:
     from tinkertools.chat.rendering import choose_renderer, load_renderer
     from tinkertools.chat.sources import find_source
     from tinkertools.data import make_ready
-    from tinkertools.local.limits import limits_of
+    from tinkertools.local.limits import Limits, limits_of
 
     base_model = options.base_model or str(STARTER_MODEL)
     conversations, _ = read_all(find_source(str(options.output)), DEFAULTS.errors_shown)
     console.show_renderer(choose_renderer(base_model, options.renderer), TrainConfig.train_on_what)
     renderer = load_renderer(base_model, options.renderer)
-    limits = limits_of(base_model) if Path(base_model).is_dir() else None
+    limits = limits_of(base_model) if Path(base_model).is_dir() else Limits(None, None)
     ready = make_ready(
         renderer, conversations, fingerprint(conversations), limits, console.progress, overlength="truncate"
     )

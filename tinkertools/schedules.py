@@ -22,7 +22,12 @@ def auto_learning_rate(model_type: str, hidden_size: int) -> tuple[float, str]:
         if model_type.startswith(family):
             rate = 5e-5 * 10 * (2000 / hidden_size) ** exponent
             return rate, f"published formula for {family.title()}, hidden size {hidden_size}"
-    return FALLBACK_LEARNING_RATE, f"no published formula for '{model_type}' models"
+    return no_formula(f"'{model_type}' models")
+
+
+def no_formula(what: str) -> tuple[float, str]:
+    """The peak learning rate where none is published, and why in words."""
+    return FALLBACK_LEARNING_RATE, f"no published formula for {what}"
 
 
 def learning_rate_at(step: int, total_steps: int, peak: float, schedule: Schedule, warmup_steps: int) -> float:

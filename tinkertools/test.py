@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from tinkertools import console
-from tinkertools.config import AUTO_RENDERER, ENGINE, OUTPUT_DIR, AnswerDefaults, ServerSettings
-from tinkertools.engines import choose
+from tinkertools.config import AUTO_RENDERER, ENGINE, OUTPUT_DIR, TIMEOUT_SECONDS, AnswerDefaults, ServerSettings
+from tinkertools.engines import choose_for_weights
 from tinkertools.errors import Interrupted
 from tinkertools.files import check_writable_file, write_json
 from tinkertools.options import (
@@ -21,6 +21,7 @@ from tinkertools.options import (
     ScoredData,
     Temperature,
     TestPrompts,
+    TimeoutOption,
 )
 
 DEFAULTS = AnswerDefaults()
@@ -29,7 +30,9 @@ DEFAULTS = AnswerDefaults()
 def command(
     lora_weights: Annotated[
         str | None,
-        typer.Option(help="A run, its final_lora_weights, a checkpoint, or a PEFT folder. Left out: the newest run."),
+        typer.Option(
+            help="A run, its final_lora_weights, a checkpoint, a PEFT folder or a tinker:// path. Left out: newest run."
+        ),
     ] = None,
     base_model: AdapterBase = None,
     test_prompts: TestPrompts = None,
@@ -40,6 +43,7 @@ def command(
     seed: SamplingSeed = DEFAULTS.seed,
     engine: EngineOption = ENGINE,
     base_url: BaseUrl = None,
+    timeout: TimeoutOption = TIMEOUT_SECONDS,
     output_dir: OutputDir = OUTPUT_DIR,
     output: ResultsFile = DEFAULTS.test_output,
 ) -> None:
@@ -51,29 +55,32 @@ def command(
     check_writable_file(output)
     weights = find_weights(lora_weights, output_dir)
     asked_with = renderer_of(renderer, [weights])
-    choice = choose(engine, base_of(base_model, weights), ServerSettings.from_environment(base_url))
+    server = ServerSettings.from_environment(base_url)
+    choice = choose_for_weights(engine, base_of(base_model, weights), server, [weights])
     try:
-        console.say(f"adapter: {weights.directory}")
+        console.say(f"adapter: {weights.name}")
         if weights.note:
             console.warn(weights.note)
         found = evaluate(
-            choice, {"lora": weights.directory}, test_prompts, data, settings, asked_with, console.progress
-        )
+            choice, {"lora": weights}, test_prompts, data, settings, asked_with, console.progress, console.waiting,
+            timeout,
+        )  # fmt: skip
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing was written", hint="run the same command again") from None
     results: dict[str, Any] = {
-        "base_model": choice.base_model,
-        "lora_weights": str(weights.directory),
+        "base_model": found.base_model,
+        "lora_weights": weights.name,
         "settings": settings.to_json(),
         "scores": found.scores,
         "results": [
-            {"prompt": prompt.messages, "lora_response": answer}
-            for prompt, answer in zip(found.prompts, found.answers["lora"], strict=True)
+            {"prompt": prompt.messages, **found.responses(i, {"lora": "lora_response"})}
+            for i, prompt in enumerate(found.prompts)
         ],
     }
     write_json(output, results)
     questions = [prompt.question for prompt in found.prompts]
-    console.show_answers(questions, {weights.label: found.answers["lora"]}, output)
+    console.show_answers(questions, {weights.label: [answer.shown for answer in found.answers["lora"]]}, output)
     console.show_scores({weights.label: found.scores["lora"]})
     console.say(f"results: {output}")
-    console.say(f"next: tt compare {weights.directory} --compare-base")
+    found.refuse_gaps(output)
+    console.say(f"next: tt compare {weights.name} --compare-base")

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
@@ -18,6 +19,7 @@ from tinkertools import __version__, console
 from tinkertools.config import (
     CONFIG_VERSION,
     OUTPUT_DIR,
+    TIMEOUT_SECONDS,
     TRAINING_DATA,
     Overlength,
     PrepareDefaults,
@@ -28,9 +30,17 @@ from tinkertools.config import (
     parse_train_on_what,
 )
 from tinkertools.engines import Choice, choose, open_service
-from tinkertools.errors import FileError, Interrupted, RunError, UsageError
-from tinkertools.options import BaseUrl, EngineOption, NoCache, OutputDir, RendererOption, TrainOnWhatOption
-from tinkertools.schedules import auto_learning_rate, learning_rate_at
+from tinkertools.errors import EngineError, FileError, Interrupted, ModelError, RunError, UsageError
+from tinkertools.options import (
+    BaseUrl,
+    EngineOption,
+    NoCache,
+    OutputDir,
+    RendererOption,
+    TimeoutOption,
+    TrainOnWhatOption,
+)
+from tinkertools.schedules import auto_learning_rate, learning_rate_at, no_formula
 from tinkertools.shipped import SAMPLE_TRAINING_DATA, is_starter
 
 if TYPE_CHECKING:
@@ -39,9 +49,8 @@ if TYPE_CHECKING:
     from tinkertools.chat.datums import Fitted
     from tinkertools.chat.rendering import Renderer
     from tinkertools.data import Ready
-    from tinkertools.local import ServiceClient
+    from tinkertools.engines import Service, TrainingClient
     from tinkertools.local.limits import Limits
-    from tinkertools.local.training import TrainingClient
     from tinkertools.runs.directory import RunDirectory
     from tinkertools.runs.log import TrainingLog
 
@@ -49,6 +58,9 @@ DEFAULTS = TrainConfig()
 
 # Steps that are submitted before the first of them is waited for.
 STEPS_IN_FLIGHT = 2
+
+# The name of the last checkpoint on the engine.
+FINAL = "final"
 
 # Examples that a dry run shows.
 EXAMPLES_SHOWN = 2
@@ -97,13 +109,20 @@ def command(
         typer.Option("--dry-run", help="Show what would be trained, as text and in numbers; train nothing."),
     ] = False,
     no_cache: NoCache = False,
+    ttl_seconds: Annotated[
+        int, typer.Option(help="How long a server keeps checkpoints that are not the final one; 0 is for good.")
+    ] = DEFAULTS.ttl_seconds,
+    no_download: Annotated[
+        bool, typer.Option("--no-download", help="Leave adapters on the server instead of fetching them too.")
+    ] = False,
+    timeout: TimeoutOption = TIMEOUT_SECONDS,
 ) -> None:
     """Train a LoRA adapter on conversations. Without options: the starter model on the sample conversations."""
     plan: Plan | None = None
     try:
         if resume is not None:
             refuse_beside_resume(context)
-            plan = plan_resumed(resume, output_dir)
+            plan = plan_resumed(resume, output_dir, ServerSettings.from_environment(base_url))
         else:
             choice = choose(engine, base_model, ServerSettings.from_environment(base_url))
             config = TrainConfig(
@@ -111,12 +130,13 @@ def command(
                 max_steps=max_steps, epochs=epochs, rank=rank, learning_rate=parse_learning_rate(learning_rate),
                 lr_schedule=lr_schedule, warmup_steps=warmup_steps, save_every=save_every, max_length=max_length,
                 overlength=overlength, train_on_what=parse_train_on_what(train_on_what), renderer=renderer, seed=seed,
+                base_url=without_password(choice.base_url), ttl_seconds=ttl_seconds, download=not no_download,
             )  # fmt: skip
             plan = plan_new(config, choice, output_dir, run_name)
         if dry_run:
             show_plan(plan, use_cache=not no_cache)
         else:
-            train(plan, use_cache=not no_cache)
+            train(plan, use_cache=not no_cache, timeout=timeout)
     except KeyboardInterrupt:
         raise left_at_once(plan) from None
 
@@ -165,8 +185,16 @@ def plan_new(config: TrainConfig, choice: Choice, output_dir: Path, run_name: st
     return Plan(config, choice, new_run(output_dir, config.base_model, run_name, datetime.now().astimezone()))
 
 
-def plan_resumed(name: str, output_dir: Path) -> Plan:
-    """An unfinished run, with the configuration it was started with.
+def without_password(url: str | None) -> str | None:
+    """An address to keep in a file: without the name and password that may stand in it."""
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def plan_resumed(name: str, output_dir: Path, server: ServerSettings) -> Plan:
+    """An unfinished run, with the configuration it was started with; a server may have another address now.
 
     Raises:
         RunError: it is not there, it is finished, or another version wrote it.
@@ -186,7 +214,9 @@ def plan_resumed(name: str, output_dir: Path) -> Plan:
             hint=f"tt compare {run.path} shows what it changed",
         )
     config = TrainConfig.from_json(metadata["config"], run.path / "config.json")
-    return Plan(config, Choice("local", config.base_model, f"as {run.path} was started"), run, metadata)
+    engine: Literal["tinker", "local"] = "tinker" if config.engine == "tinker" else "local"
+    choice = Choice(engine, config.base_model, f"as {run.path} was started", server.base_url or config.base_url)
+    return Plan(config, choice, run, metadata)
 
 
 def refuse_beside_resume(context: typer.Context) -> None:
@@ -198,7 +228,7 @@ def refuse_beside_resume(context: typer.Context) -> None:
     given = [
         f"--{name.replace('_', '-')}"
         for name in context.params
-        if name not in ("resume", "output_dir", "dry_run", "no_cache")
+        if name not in ("resume", "output_dir", "dry_run", "no_cache", "base_url", "timeout")
         and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
     ]
     if given:
@@ -208,7 +238,7 @@ def refuse_beside_resume(context: typer.Context) -> None:
         )
 
 
-def train(plan: Plan, *, use_cache: bool) -> None:
+def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
     """Everything from data to summary, in order."""
     from tinkertools.chat.batching import Batches
     from tinkertools.chat.cache import fingerprint
@@ -216,15 +246,18 @@ def train(plan: Plan, *, use_cache: bool) -> None:
     from tinkertools.runs.plots import write_plots
 
     config, run = plan.config, plan.run
-    with open_service(plan.choice, run.engine_store) as service:
+    with open_service(
+        plan.choice, run.engine_store, console.waiting, timeout=timeout, download=config.download
+    ) as service:
         conversations = read_data(plan)
         hashed = fingerprint(conversations)
         refuse_changed_data(plan, hashed)
         renderer = find_renderer(config)
-        ready = make_data_ready(config, renderer, conversations, hashed, use_cache=use_cache)
+        limits = limits_of_model(config, service)
+        ready = make_data_ready(config, renderer, conversations, hashed, limits, use_cache=use_cache)
         console.show_data(ready)
         batches = Batches(len(ready.fitted.examples), config.batch, config.seed)
-        config = resolve(config, service)
+        config = resolve(config)
         total_steps = config.max_steps or config.epochs * batches.steps_per_epoch
         first_step = run.next_step()
         if plan.metadata is None or first_step == 1:
@@ -232,27 +265,39 @@ def train(plan: Plan, *, use_cache: bool) -> None:
                 config.base_model, config.rank, config.seed, config.train_mlp, config.train_attn, config.train_unembed
             )
         else:
-            client = service.create_training_client_from_state_with_optimizer(str(run.state))
+            state = run.state_on_server() if config.engine == "tinker" else str(run.state)
+            client = service.create_training_client_from_state_with_optimizer(state)
             console.say(f"going on with step {first_step} of {total_steps}")
         if plan.metadata is None:
             run.write_config(run_metadata(config, hashed, len(conversations), renderer))
         with TrainingLog.reopen(run.log, first_step) as log, stop_on_interrupt() as stop:
             loop = Loop(client, service, ready.fitted, batches, config, run, log)
-            try:
+            with resumable(run):
                 interrupted = loop.run(first_step, total_steps, stop)
-            except FileError as error:
-                raise FileError(
-                    error.message, hint=f"make room, then go on with it: tt train --resume {run.path}"
-                ) from error
         if interrupted:
             run.remove_leftovers()
             raise Interrupted(
                 f"stopped after step {interrupted} of {total_steps}; the state is saved",
                 hint=f"go on with it: tt train --resume {run.path}",
             )
-        loop.finish(total_steps)
+        with resumable(run):
+            loop.finish(total_steps)
     write_plots(run.plots, log.steps)
     show_summary(run, log)
+    if config.engine == "tinker":
+        console.show_server_paths(run.server_paths(), downloaded=config.download)
+
+
+@contextmanager
+def resumable(run: "RunDirectory") -> Iterator[None]:
+    """Errors within the block also tell how the run goes on."""
+    try:
+        yield
+    except (EngineError, FileError) as error:
+        first = "make room" if isinstance(error, FileError) else error.hint
+        step = run.next_step()
+        goes_on = f"go on with step {step}: tt train --resume {run.path}"
+        raise type(error)(error.message, hint=f"{first}; then {goes_on}" if first else goes_on) from error
 
 
 def show_plan(plan: Plan, *, use_cache: bool) -> None:
@@ -265,7 +310,8 @@ def show_plan(plan: Plan, *, use_cache: bool) -> None:
     renderer = find_renderer(config)
     strict = config.overlength == "error"
     shown = dataclasses.replace(config, overlength="truncate") if strict else config
-    ready = make_data_ready(shown, renderer, conversations, fingerprint(conversations), use_cache=use_cache)
+    limits = limits_of_model(config, None)
+    ready = make_data_ready(shown, renderer, conversations, fingerprint(conversations), limits, use_cache=use_cache)
     console.show_examples(renderer, ready.fitted.examples[:EXAMPLES_SHOWN])
     console.show_data(ready)
     if strict and (too_long := ready.fitted.cut + ready.fitted.unfinished):
@@ -301,24 +347,28 @@ def find_renderer(config: TrainConfig) -> "Renderer":
 
 
 def make_data_ready(
-    config: TrainConfig, renderer: "Renderer", conversations: "list[Conversation]", hashed: str, *, use_cache: bool
-) -> "Ready":
+    config: TrainConfig, renderer: "Renderer", conversations: "list[Conversation]", hashed: str, limits: "Limits",
+    *, use_cache: bool,
+) -> "Ready":  # fmt: skip
     """The data, rendered and fitted to the model."""
     from tinkertools.data import make_ready
 
     return make_ready(
-        renderer, conversations, hashed, limits_of_model(config), console.progress,
+        renderer, conversations, hashed, limits, console.progress,
         max_length=config.max_length, overlength=config.overlength, use_cache=use_cache,
     )  # fmt: skip
 
 
-def limits_of_model(config: TrainConfig) -> "Limits | None":
-    """What the base model takes, where it is on this machine; a server is asked when it is spoken to."""
-    if config.engine == "tinker":
-        return None
-    from tinkertools.local.limits import limits_of
+def limits_of_model(config: TrainConfig, service: "Service | None") -> "Limits":
+    """What the base model takes: as its folder says, and as the server says where one trains it and is spoken to."""
+    from tinkertools.local.limits import Limits, limits_of
 
-    return limits_of(config.base_model)
+    if config.engine == "local":
+        return limits_of(config.base_model)
+    limits = limits_of(config.base_model) if Path(config.base_model).is_dir() else Limits(None, None)
+    served = service.max_length(config.base_model) if service else None
+    known = [length for length in (limits.max_length, served) if length]
+    return dataclasses.replace(limits, max_length=min(known, default=None))
 
 
 def refuse_changed_data(plan: Plan, fingerprint: str) -> None:
@@ -334,11 +384,18 @@ def refuse_changed_data(plan: Plan, fingerprint: str) -> None:
         )
 
 
-def resolve(config: TrainConfig, service: "ServiceClient") -> TrainConfig:
+def resolve(config: TrainConfig) -> TrainConfig:
     """The configuration with `auto` replaced by the number in effect."""
+    from tinkertools.local.limits import family_of
+
     rate = config.learning_rate
     if rate == "auto":
-        rate, why = auto_learning_rate(*service.family(config.base_model))
+        try:
+            rate, why = auto_learning_rate(*family_of(config.base_model))
+        except ModelError:
+            if config.engine == "local":
+                raise
+            rate, why = no_formula(f"{config.base_model}, whose configuration cannot be read here")
         console.say(f"learning rate: {rate:.3g} ({why})")
     return dataclasses.replace(config, learning_rate=rate)
 
@@ -377,7 +434,7 @@ class Loop:
     """The training loop, on any `TrainingClient`."""
 
     client: "TrainingClient"
-    service: "ServiceClient"
+    service: "Service"
     data: "Fitted"
     batches: "Batches"
     config: TrainConfig
@@ -396,7 +453,7 @@ class Loop:
                     self._complete(pending.popleft())
                 if stop.requested and step < total_steps:
                     if pending and pending[-1].state is None:
-                        pending[-1].state = self.client.save_state(checkpoint_name(step))
+                        pending[-1].state = self._save_state(step)
                     while pending:
                         self._complete(pending.popleft())
                     return step
@@ -423,12 +480,27 @@ class Loop:
             self.client.optim_step(types.AdamParams(learning_rate=rate)),
         )
         if save:
-            sent.weights = self.client.save_weights_for_sampler(checkpoint_name(step))
-            sent.state = self.client.save_state(checkpoint_name(step))
+            ttl = self.config.ttl_seconds or None
+            sent.weights = self.client.save_weights_for_sampler(checkpoint_name(step), ttl_seconds=ttl)
+            sent.state = self._save_state(step)
         return sent
 
+    def _save_state(self, step: int) -> Any:
+        """Ask for the state after a step that is not the last one."""
+        return self.client.save_state(checkpoint_name(step), ttl_seconds=self.config.ttl_seconds or None)
+
     def _complete(self, sent: Submitted) -> None:
-        """Wait for a step, log it, and take over what it saved."""
+        """Wait for a step, log it, and take over what it saved.
+
+        Raises:
+            EngineError: the step failed; the message names it.
+        """
+        try:
+            self._take(sent)
+        except EngineError as error:
+            raise type(error)(f"step {sent.step}: {error.message}", hint=error.hint) from error
+
+    def _take(self, sent: Submitted) -> None:
         output = sent.forward_backward.result()
         metrics = sent.optim_step.result().metrics or {}
         examples = [self.data.examples[i] for i in sent.indices]
@@ -454,22 +526,34 @@ class Loop:
             entry["grad_norm"] = metrics["grad_norm"]
         self.log.add_step(entry)
         self._report(sent.step, f"loss {entry['loss']:.4f}, {entry['tokens_per_second']:,.0f} tokens/s")
-        if sent.weights is not None:
-            path = sent.weights.result().path
-            self.run_directory.take_checkpoint(self.service.checkpoint_directory(path), sent.step, {"sampler": path})
-        if sent.state is not None:
-            path = sent.state.result().path
-            self.log.write()
-            self.run_directory.take_state(self.service.checkpoint_directory(path), sent.step, {"state": path})
+        if sent.state is None:
+            return
+        state = sent.state.result().path
+        self.log.write()
+        self.run_directory.take_state(self.service.checkpoint_directory(state), sent.step, self._kept(state=state))
+        if sent.weights is None:
+            return
+        weights = sent.weights.result().path
+        try:
+            directory = self.service.checkpoint_directory(weights)
+        except EngineError as error:
+            console.warn(f"step {sent.step}: {error.message}; it stays on the server, and training goes on")
+            directory = None
+        self.run_directory.take_checkpoint(directory, sent.step, self._kept(sampler=weights, state=state))
+
+    def _kept(self, **paths: str) -> dict[str, str]:
+        """Paths worth keeping: those on a server. The embedded engine's end when the run takes its folders."""
+        return paths if self.config.engine == "tinker" else {}
 
     def finish(self, total_steps: int) -> None:
         """Save the last state and then the final weights, whose presence says that the run is finished."""
-        state = self.client.save_state("final")
-        weights = self.client.save_weights_for_sampler("final")
-        directory = self.service.checkpoint_directory(state.result().path)
-        self.run_directory.take_state(directory, total_steps, {"state": state.result().path})
-        path = weights.result().path
-        self.run_directory.take_final(self.service.checkpoint_directory(path), total_steps, {"sampler": path})
+        saving = self.client.save_state(FINAL)
+        weights = self.client.save_weights_for_sampler(FINAL)
+        state, path = saving.result().path, weights.result().path
+        directory = self.service.checkpoint_directory(state)
+        self.run_directory.take_state(directory, total_steps, self._kept(state=state))
+        directory = self.service.checkpoint_directory(path)
+        self.run_directory.take_final(directory, total_steps, self._kept(sampler=path, state=state))
         self.run_directory.remove_leftovers()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tinkertools.errors import NotYetError, RunError
+from tinkertools.errors import RunError
 from tinkertools.runs.directory import RunDirectory, find_run, find_weights, new_run, newest_run
 
 NOW = datetime(2026, 2, 4, 23, 0, 0, tzinfo=UTC)
@@ -62,7 +62,7 @@ def test_every_way_to_name_an_adapter(tmp_path: Path) -> None:
     adapter(run.path / "checkpoint_step_9")
     adapter(run.path / "checkpoint_step_10")
     unfinished = find_weights(None, tmp_path)
-    assert unfinished.directory.name == "checkpoint_step_10"
+    assert unfinished.directory == run.path / "checkpoint_step_10"
     assert str(unfinished.note).endswith("is not finished: using its checkpoint of step 10")
     adapter(run.final_weights, "Qwen/Qwen3-8B")
     for name in (None, str(run.path), str(run.final_weights)):
@@ -71,8 +71,13 @@ def test_every_way_to_name_an_adapter(tmp_path: Path) -> None:
     assert find_weights(None, tmp_path).label == "run"
     assert find_weights(str(run.path / "checkpoint_step_9"), tmp_path).label == "run/checkpoint_step_9"
     assert find_weights(str(adapter(tmp_path / "other" / "peft")), tmp_path).label == "peft"
-    with pytest.raises(NotYetError):
-        find_weights("tinker://x/sampler_weights/final", tmp_path)
+    there = find_weights("tinker://x/sampler_weights/final", tmp_path)
+    assert (there.directory, there.server_path) == (None, "tinker://x/sampler_weights/final")
+    assert there.source("tinker") == "tinker://x/sampler_weights/final"
+    with pytest.raises(RunError, match="is on a server, and was not downloaded"):
+        there.source("local")
+    with pytest.raises(RunError, match="on this machine only"):
+        find_weights(str(run.path), tmp_path).source("tinker")
     with pytest.raises(RunError, match="no adapter at nothing"):
         find_weights("nothing", tmp_path)
 

@@ -16,10 +16,10 @@ _NO_LIMIT = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """The most tokens in a sequence, and how many token ids there are."""
+    """The most tokens in a sequence, and how many token ids there are; None where nobody says."""
 
-    max_length: int
-    vocabulary: int
+    max_length: int | None
+    vocabulary: int | None
 
 
 def max_length_of(config: Any) -> int:
@@ -59,6 +59,16 @@ def read_config(base_model: str) -> Any:
     except Exception as error:
         first_line = str(error).strip().split("\n", maxsplit=1)[0]
         raise ModelError(f"the model {base_model} cannot be loaded: {first_line}", hint=LOADING_HINT) from error
+
+
+def family_of(base_model: str) -> tuple[str, int]:
+    """`model_type` and hidden size of a base model.
+
+    Raises:
+        ModelError: it has no configuration.
+    """
+    config = read_config(base_model).get_text_config()
+    return str(config.model_type), int(config.hidden_size)
 
 
 def limits_of(base_model: str) -> Limits:

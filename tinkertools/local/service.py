@@ -87,11 +87,6 @@ class ServiceClient:
         """The most tokens a sequence may have."""
         return self._base(base_model).max_length
 
-    def family(self, base_model: str) -> tuple[str, int]:
-        """`model_type` and hidden size of a base model."""
-        config = self._base(base_model).config
-        return str(config.model_type), int(config.hidden_size)
-
     def close(self, *, cancel: bool = False) -> None:
         """Stop the background threads: after finishing what was asked for, or at once."""
         with self._lock:

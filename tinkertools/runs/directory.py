@@ -5,12 +5,12 @@ import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 from tinkertools.adapters.peft_files import base_model_of, is_adapter
-from tinkertools.errors import NotYetError, RunError
+from tinkertools.errors import RunError
 from tinkertools.files import publish_directory, write_json
 
 _CONFIG = "config.json"
@@ -83,13 +83,21 @@ class RunDirectory:
         """The name of the renderer that the run's data were rendered with; None where this is no run."""
         return self.read_config().get("renderer") if self.exists else None
 
+    @property
+    def base_model(self) -> str | None:
+        """The base model that the run is trained on; None where this is no run."""
+        return self.read_config()["config"].get("base_model") if self.exists else None
+
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Step and folder of each checkpoint, the oldest first."""
         found = [(int(p.name.removeprefix(_CHECKPOINT)), p) for p in self.path.glob(f"{_CHECKPOINT}[0-9]*")]
         return sorted(found)
 
-    def take_checkpoint(self, saved: Path, step: int, paths: dict[str, str]) -> None:
-        """Make the saved adapter the checkpoint of a step."""
+    def take_checkpoint(self, saved: Path | None, step: int, paths: dict[str, str]) -> None:
+        """Make the saved adapter the checkpoint of a step; None where it stays on a server."""
+        if saved is None:
+            saved = self.engine_store / f"{_CHECKPOINT}{step}"
+            saved.mkdir(parents=True, exist_ok=True)
         write_json(saved / _CHECKPOINT_INFO, {"step": step, "paths": paths, "next_step": step + 1})
         publish_directory(saved, self.path / f"{_CHECKPOINT}{step}")
 
@@ -108,6 +116,23 @@ class RunDirectory:
         info = self.state / _STATE_INFO
         return int(_read_json(info)["next_step"]) if info.is_file() else 1
 
+    def state_on_server(self) -> str:
+        """The path on the server of the state to go on from.
+
+        Raises:
+            RunError: the run has none.
+        """
+        path = _read_json(self.state / _STATE_INFO).get("paths", {}).get("state")
+        if not path:
+            raise RunError(f"{self.state} names no state on a server", hint="start a new run")
+        return str(path)
+
+    def server_paths(self) -> list[tuple[int, dict[str, str]]]:
+        """What is on the server: by step, the paths of weights to sample from and of states. The oldest first."""
+        found = [*(path for _, path in self.checkpoints()), self.final_weights]
+        infos = [_read_json(path / _CHECKPOINT_INFO) for path in found if (path / _CHECKPOINT_INFO).is_file()]
+        return [(int(info["step"]), info["paths"]) for info in infos if info.get("paths")]
+
     def remove_leftovers(self) -> None:
         """Remove what an interrupted process left half-done."""
         shutil.rmtree(self.engine_store, ignore_errors=True)
@@ -115,13 +140,48 @@ class RunDirectory:
 
 @dataclass(frozen=True)
 class Weights:
-    """An adapter to use: its folder, the base model it names, a short name for tables, and its run's renderer."""
+    """An adapter to use.
 
-    directory: Path
+    Attributes:
+        directory: its folder; None where it is on a server only.
+        base_model: what it was trained on, where it says.
+        label: a short name for tables.
+        note: what the user should know of the choice.
+        renderer: its run's.
+        server_path: its `tinker://` path; None where it is on this machine only.
+    """
+
+    directory: Path | None
     base_model: str | None
     label: str
     note: str | None = None
     renderer: str | None = None
+    server_path: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Where it is, for people: its folder before its path on a server."""
+        return str(self.directory or self.server_path)
+
+    def source(self, engine: Literal["tinker", "local"]) -> str:
+        """What an engine takes it by.
+
+        Raises:
+            RunError: it is not where the engine could take it from.
+        """
+        if engine == "tinker":
+            if self.server_path is None:
+                raise RunError(
+                    f"{self.name} is on this machine only, and a server takes no adapters",
+                    hint="--engine local computes here",
+                )
+            return self.server_path
+        if self.directory is None:
+            raise RunError(
+                f"{self.name} is on a server, and was not downloaded",
+                hint="compute there: --engine tinker (with --base-url, for a server of your own)",
+            )
+        return str(self.directory)
 
 
 def new_run(output_dir: Path, base_model: str, run_name: str | None, now: datetime) -> RunDirectory:
@@ -176,22 +236,21 @@ def find_run(name: str, output_dir: Path) -> RunDirectory:
 def find_weights(path: str | None, output_dir: Path) -> Weights:
     """The adapter that `path` means: a run, its final weights, a checkpoint, any PEFT folder; None is the newest run.
 
+    A `tinker://` path is taken as it is; whether it is there, the server will say.
+
     Raises:
         RunError: there is no adapter.
-        NotYetError: it is on a server.
     """
     if path is None:
         return _weights_of_run(newest_run(output_dir))
     if path.startswith("tinker://"):
-        raise NotYetError(
-            f"{path} is on a Tinker server, which this version cannot sample from", hint="name a folder here"
-        )
+        return Weights(None, None, path.removeprefix("tinker://"), server_path=path)
     folder = Path(path)
-    if is_adapter(folder):
+    if is_adapter(folder) or (folder / _CHECKPOINT_INFO).is_file():
         resolved = folder.resolve()
         run = RunDirectory(resolved.parent)
         label = f"{resolved.parent.name}/{resolved.name}" if run.exists else resolved.name
-        return Weights(folder, base_model_of(folder), label, renderer=run.renderer)
+        return _weights_in(folder, run, label)
     if (folder / _CONFIG).is_file() and (folder / _LOG).is_file():
         return _weights_of_run(RunDirectory(folder))
     raise RunError(
@@ -202,7 +261,7 @@ def find_weights(path: str | None, output_dir: Path) -> Weights:
 
 def _weights_of_run(run: RunDirectory) -> Weights:
     if run.finished:
-        return Weights(run.final_weights, base_model_of(run.final_weights), run.path.name, renderer=run.renderer)
+        return _weights_in(run.final_weights, run, run.path.name)
     if not (checkpoints := run.checkpoints()):
         raise RunError(
             f"{run.path} is not finished and has no checkpoint yet", hint=f"go on with it: tt train --resume {run.path}"
@@ -210,7 +269,16 @@ def _weights_of_run(run: RunDirectory) -> Weights:
     step, directory = checkpoints[-1]
     note = f"{run.path} is not finished: using its checkpoint of step {step}"
     label = f"{run.path.name}/{directory.name}"
-    return Weights(directory, base_model_of(directory), label, note, run.renderer)
+    return _weights_in(directory, run, label, note)
+
+
+def _weights_in(directory: Path, run: RunDirectory, label: str, note: str | None = None) -> Weights:
+    """The weights of a folder that a run took, or of any other with an adapter."""
+    info = directory / _CHECKPOINT_INFO
+    path = _read_json(info).get("paths", {}).get("sampler") if info.is_file() else None
+    here = is_adapter(directory)
+    base_model = base_model_of(directory) if here else run.base_model
+    return Weights(directory if here else None, base_model, label, note, run.renderer, path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
