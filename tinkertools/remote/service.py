@@ -120,9 +120,19 @@ class SamplingClient:
         """Answers to a prompt."""
         return ask(self._waiter, "sample", lambda: self._sdk.sample(prompt, num_samples, sampling_params))
 
-    def compute_logprobs(self, prompt: Any) -> Pending[Any]:
+    def compute_logprobs(self, prompt: Any) -> Pending[list[float | None]]:
         """The logprob of each token, None for the first."""
-        return ask(self._waiter, "compute_logprobs", lambda: self._sdk.compute_logprobs(prompt))
+        asked = ask(self._waiter, "compute_logprobs", lambda: self._sdk.compute_logprobs(prompt))
+        length = prompt.length
+
+        def read(answer: Any) -> list[float | None]:
+            # SkyRL leaves the first token out, which has none.
+            logprobs = [None, *answer] if len(answer) == length - 1 else list(answer)
+            if len(logprobs) != length:
+                raise EngineError(f"{length} tokens were sent to be scored, and {len(answer)} logprobs came back")
+            return logprobs
+
+        return dataclasses.replace(asked, _read=read)
 
 
 def ask(waiter: Waiter, what: str, request: Callable[[], Any]) -> Pending[Any]:

@@ -15,7 +15,7 @@ import httpx
 
 _API = "/api/v1/"
 # What a client does on its own, and nobody waits for.
-_BACKGROUND = {"telemetry", "session_heartbeat", "client", "healthz"}
+_BACKGROUND = {"telemetry", "session_heartbeat"}
 # What changes a model or its checkpoints, and must be done exactly once.
 _ONCE = {
     "forward_backward",
@@ -123,6 +123,7 @@ def _endpoint(request: httpx.Request) -> str | None:
     """`optim_step` of `/api/v1/optim_step`; None for what is not watched."""
     _, found, rest = request.url.path.partition(_API)
     name = rest.split("/", maxsplit=1)[0]
+    name = rest if name == "client" else name
     return name if found and name not in _BACKGROUND else None
 
 
