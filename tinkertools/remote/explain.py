@@ -1,18 +1,16 @@
 """What an error of the SDK or of a server means, and what to type next."""
 
-import json
 import os
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any
 
 from tinkertools.errors import EngineError, TinkertoolsError
 from tinkertools.remote.waiting import Waiter
+from tinkertools.remote.wire import detail_of, short
 
 # Versions of the SDK that a server understands: looked up and tried, see the table in the README.
 SKYRL_SDK = "0.24.1"
 TUFT_SDK = "0.25.0"
-_LONGEST = 300
 
 
 def sdk_version() -> str:
@@ -111,36 +109,10 @@ def status_of(error: BaseException) -> int | None:
 def _said(error: BaseException) -> str:
     """What the server wrote, in one line; else what the SDK says."""
     for part in _chain(error):
-        if text := _detail(getattr(part, "body", None)):
+        if text := detail_of(getattr(part, "body", None)):
             return text
     text = str(error).strip() or type(error).__name__
-    return _short(text.splitlines()[0])
-
-
-def _detail(body: Any) -> str | None:
-    if isinstance(body, str):
-        try:
-            body = json.loads(body)
-        except ValueError:
-            return _short(body.strip().splitlines()[0]) if body.strip() else None
-    if not isinstance(body, dict):
-        return None
-    found = next((body[key] for key in ("detail", "error", "message") if body.get(key)), None)
-    if isinstance(found, list):
-        # FastAPI's list of what is wrong with a request.
-        parts = [
-            f"{'.'.join(str(part) for part in item.get('loc', []))}: {item.get('msg')}"
-            for item in found
-            if isinstance(item, dict)
-        ]
-        found = "; ".join(parts)
-    if isinstance(found, dict):
-        return _detail(found)
-    return _short(" ".join(str(found).split())) if found else None
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return short(text.splitlines()[0])
 
 
 def _no_key(error: BaseException) -> bool:

@@ -31,6 +31,8 @@ _NOT_DONE = {408, 425, 429, 503}
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 # The vendor's service puts requests in order by their sequence number, and so knows one that it has seen.
 _KNOWS_REPEATS = ("thinkingmachines.dev", "thinkingmachines.ai")
+# Longer words of a server are cut.
+_LONGEST = 300
 # Answers longer than this hold results, not the state of a queue.
 _SMALL = 4096
 
@@ -81,7 +83,8 @@ class Wire:
         """Take note of an answer."""
         status = response.status_code
         self.server_errors = self.server_errors + 1 if status >= 500 else 0
-        self._said = f"HTTP {status} to {endpoint}"
+        detail = _body_of(response) if status >= 400 else None
+        self._said = f"HTTP {status} to {endpoint}{f': {detail}' if detail else ''}"
         self._queue = _queue_state(response)
         waiting = status == 408 and self._queue is not None
         self.failures = self.failures + 1 if status >= 400 and not waiting else 0
@@ -127,6 +130,12 @@ def _endpoint(request: httpx.Request) -> str | None:
     return name if found and name not in _BACKGROUND else None
 
 
+def _body_of(response: httpx.Response) -> str | None:
+    with suppress(httpx.ResponseNotRead):
+        return detail_of(response.text)
+    return None
+
+
 def _queue_state(response: httpx.Response) -> str | None:
     """In words, why the server lets a request wait; None where it does not say."""
     with suppress(ValueError, httpx.ResponseNotRead, AttributeError):
@@ -153,3 +162,31 @@ def _words(error: Exception) -> str:
         if isinstance(error, kind):
             return words
     return type(error).__name__
+
+
+def detail_of(body: Any) -> str | None:
+    """What the body of an error says, in one line; None where it says nothing."""
+    if isinstance(body, str):
+        try:
+            body = json.loads(body)
+        except ValueError:
+            return short(body.strip().splitlines()[0]) if body.strip() else None
+    if not isinstance(body, dict):
+        return None
+    found = next((body[key] for key in ("detail", "error", "message") if body.get(key)), None)
+    if isinstance(found, list):
+        # FastAPI's list of what is wrong with a request.
+        parts = [
+            f"{'.'.join(str(part) for part in item.get('loc', []))}: {item.get('msg')}"
+            for item in found
+            if isinstance(item, dict)
+        ]
+        found = "; ".join(parts)
+    if isinstance(found, dict):
+        return detail_of(found)
+    return short(" ".join(str(found).split())) if found else None
+
+
+def short(text: str) -> str:
+    """A line that is not too long for a message."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
