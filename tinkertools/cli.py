@@ -4,6 +4,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -34,8 +35,7 @@ def _explained(command: Callable[..., None], debug: bool) -> Callable[..., None]
             if explained is None:
                 raise
             if debug:
-                console.show_error(explained)
-                raise
+                console.show_traceback(error)
             console.show_error(explained)
             raise typer.Exit(explained.exit_code) from None
 
@@ -85,9 +85,18 @@ def build(*, debug: bool = False) -> typer.Typer:
     return app
 
 
+def _read_dotenv() -> None:
+    """Keys and addresses from `.env` in the working directory; the environment wins."""
+    if Path(".env").is_file():
+        from dotenv import load_dotenv
+
+        load_dotenv(".env", override=False)
+
+
 def main() -> None:
     """The entry point of `tt`."""
     arguments = sys.argv[1:]
+    _read_dotenv()
     if arguments[:1] == ["--version"]:
         console.data(f"tinkertools {__version__}")
         return

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from tinkertools.errors import RunError, UsageError
 
@@ -27,6 +27,12 @@ TRAINING_DATA = Path("data/training_data.jsonl")
 OUTPUT_DIR = Path("checkpoints")
 
 ENGINE: Engine = "auto"
+
+# What the environment may say of servers and of the Hub.
+SERVER_VARIABLES = (
+    "TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_API_BASE", "TINKER_PROJECT_ID", "TINKER_TAGS", "TINKER_TELEMETRY",
+    "TINKER_CREDENTIAL_CMD", "HF_TOKEN", "HF_ENDPOINT",
+)  # fmt: skip
 
 # Seconds that a request to a server may take, and the first contact with it.
 TIMEOUT_SECONDS = 600.0
@@ -173,6 +179,14 @@ def parse_learning_rate(text: str) -> float | Literal["auto"]:
         raise UsageError(
             f"--learning-rate is '{text}', but must be a number or auto", hint="for example --learning-rate 1e-4"
         ) from None
+
+
+def without_password(url: str | None) -> str | None:
+    """An address to keep in a file: without the name and password that may stand in it."""
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 @dataclass(frozen=True)

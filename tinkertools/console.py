@@ -2,6 +2,7 @@
 
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +52,11 @@ def show_server_paths(paths: Sequence[tuple[int, Mapping[str, str]]], *, downloa
             say(f"  step {step:>5}, {kind + ':':8} {path}")
 
 
+def show_traceback(error: BaseException) -> None:
+    """Where an error comes from, for those who asked; what its texts hold of keys is blacked out."""
+    say(without_secrets("".join(traceback.format_exception(error))))
+
+
 def show_error(error: TinkertoolsError) -> None:
     """What is wrong, then what to type next."""
     console = _console(sys.stderr)
@@ -62,6 +68,13 @@ def show_error(error: TinkertoolsError) -> None:
 def data(text: str) -> None:
     """A line of data, to stdout."""
     print(text, flush=True)
+
+
+def json_data(value: Any) -> None:
+    """A value as JSON, to stdout."""
+    import orjson
+
+    data(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, lines: bool = False) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
@@ -28,6 +27,7 @@ from tinkertools.config import (
     TrainConfig,
     parse_learning_rate,
     parse_train_on_what,
+    without_password,
 )
 from tinkertools.engines import Choice, choose, open_service
 from tinkertools.errors import EngineError, FileError, Interrupted, ModelError, RunError, UsageError
@@ -183,14 +183,6 @@ def plan_new(config: TrainConfig, choice: Choice, output_dir: Path, run_name: st
     from tinkertools.runs.directory import new_run
 
     return Plan(config, choice, new_run(output_dir, config.base_model, run_name, datetime.now().astimezone()))
-
-
-def without_password(url: str | None) -> str | None:
-    """An address to keep in a file: without the name and password that may stand in it."""
-    if url is None:
-        return None
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def plan_resumed(name: str, output_dir: Path, server: ServerSettings) -> Plan:

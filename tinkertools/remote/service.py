@@ -4,9 +4,9 @@ import dataclasses
 import difflib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -157,7 +157,7 @@ class ServiceClient:
     def __init__(self, base_url: str | None, limit: float, notify: Notify, downloads: Downloads) -> None:
         self._base_url = base_url
         self.notify = notify
-        self.address = base_url or _default_address()
+        self.address = base_url or default_address()
         self.wire = Wire(self.address)
         self.waiter = Waiter(self.wire, self.address, limit, notify)
         self._downloads = downloads
@@ -206,6 +206,14 @@ class ServiceClient:
             ModelError: the server does not have the base model.
             EngineError: the server refuses, or does not understand this SDK.
         """
+        with self._impatient():
+            client = self.create_model(base_model, rank, seed, train_mlp, train_attn, train_unembed)
+            return self._probed(client)
+
+    def create_model(
+        self, base_model: str, rank: int, seed: int | None, train_mlp: bool, train_attn: bool, train_unembed: bool
+    ) -> TrainingClient:
+        """As `create_lora_training_client`, without finding out whether the server understands this SDK."""
         name = self.name_of(base_model)
         made = self.call(
             "create_model",
@@ -216,7 +224,7 @@ class ServiceClient:
                 )
             ),
         )  # fmt: skip
-        return self._probed(made)
+        return TrainingClient(made, self.waiter, self._downloads)
 
     def create_training_client_from_state_with_optimizer(self, path: str) -> TrainingClient:
         """Go on from a state on the server.
@@ -224,10 +232,11 @@ class ServiceClient:
         Raises:
             EngineError: it is not there any more, or the server does not understand this SDK.
         """
-        made = self.call(
-            f"loading {path}", lambda: settled(self._sdk.create_training_client_from_state_with_optimizer(path))
-        )
-        return self._probed(made)
+        with self._impatient():
+            made = self.call(
+                f"loading {path}", lambda: settled(self._sdk.create_training_client_from_state_with_optimizer(path))
+            )
+            return self._probed(TrainingClient(made, self.waiter, self._downloads))
 
     def create_sampling_client(self, model_path: str | None = None, base_model: str | None = None) -> SamplingClient:
         """Sample from weights on the server (a `tinker://` path), or from a base model alone.
@@ -303,7 +312,6 @@ class ServiceClient:
         import tinker
 
         limit = min(CONTACT_SECONDS, self.waiter.limit)
-        self.waiter.refuse_after = _ERRORS_IN_A_ROW
         rest_client = getattr(tinker, "RestClient", None)
 
         def connect() -> tuple[Any, Any]:
@@ -324,24 +332,26 @@ class ServiceClient:
                 if model.model_name
             ]
 
-        self._sdk, self._rest = self.call("the first contact", connect, limit)
-        self._models = self.call("the first contact", models, limit)
+        with self._impatient():
+            self._sdk, self._rest = self.call("the first contact", connect, limit)
+            self._models = self.call("the first contact", models, limit)
         self._downloads.choose_way(self._rest)
-        self.waiter.refuse_after = None
 
-    def _probed(self, made: Any) -> TrainingClient:
-        """The client, after one token went there and back; from now on nothing is sent twice."""
-        from tinker import types
-
-        client = TrainingClient(made, self.waiter, self._downloads)
-        inputs = {"target_tokens": [0], "weights": [0.0]}
-        datum = types.Datum(model_input=types.ModelInput.from_ints([0]), loss_fn_inputs=inputs)  # type: ignore[arg-type]
+    @contextmanager
+    def _impatient(self) -> Iterator[None]:
+        """While the block runs, a few errors of the server in a row are an answer."""
         self.waiter.refuse_after = _ERRORS_IN_A_ROW
         try:
-            client.forward([datum], "cross_entropy").result()
+            yield
+        finally:
+            self.waiter.refuse_after = None
+
+    def _probed(self, client: TrainingClient) -> TrainingClient:
+        """The client, after one token went there and back; from now on nothing is sent twice."""
+        try:
+            client.forward([one_token()], "cross_entropy").result()
         except EngineError as error:
             raise mismatch(error, self.waiter) from error
-        self.waiter.refuse_after = None
         self.wire.guards = True
         return client
 
@@ -356,6 +366,14 @@ class ServiceClient:
                 self._sdk.holder.close()
         except Exception as error:  # noqa: BLE001 - whatever it is, the run is over
             logging.getLogger(__name__).debug("the session was not closed: %s", type(error).__name__)
+
+
+def one_token() -> Any:
+    """The smallest datum: a token that every model has, which counts for nothing."""
+    from tinker import types
+
+    inputs: dict[str, Any] = {"target_tokens": [0], "weights": [0.0]}
+    return types.Datum(model_input=types.ModelInput.from_ints([0]), loss_fn_inputs=inputs)
 
 
 class _SdkLog(logging.Handler):
@@ -387,7 +405,7 @@ class _SdkLog(logging.Handler):
         self._logger.propagate = self._propagated
 
 
-def _default_address() -> str:
+def default_address() -> str:
     """Where the SDK goes by itself."""
     try:
         from tinker.lib.base_url import DEFAULT_BASE_URL  # in newer versions only
