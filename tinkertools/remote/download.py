@@ -38,7 +38,7 @@ class Downloads:
 
     Attributes:
         needs_external: whether weights are to be saved in the external form too, since the SDK knows no archives.
-        external: the newest save in the external form.
+        external: the saves in the external form that are not downloaded yet, by their names.
         external_ttl_seconds: how long the server keeps that form, which is downloaded at once: the least it takes.
     """
 
@@ -50,7 +50,7 @@ class Downloads:
         self._base_model = base_model
         self._wanted = wanted
         self.needs_external = False
-        self.external: Pending[Saved] | None = None
+        self.external: dict[str, Pending[Saved]] = {}
 
     def choose_way(self, rest: Any) -> None:
         """Look how the SDK downloads: archives up to 0.34, external weights after it."""
@@ -71,7 +71,7 @@ class Downloads:
         with ExitStack() as failed, _explained(path, service.address):
             failed.callback(shutil.rmtree, folder, ignore_errors=True)
             if self.needs_external:
-                self._fetch_external(folder, service)
+                self._fetch_external(path.rpartition("/")[2], folder, service)
             else:
                 self._fetch_archive(path, folder, service)
             _lift(folder)
@@ -99,9 +99,8 @@ class Downloads:
         unpack(archive, folder)
         archive.unlink()
 
-    def _fetch_external(self, folder: Path, service: "ServiceClient") -> None:
-        assert self.external is not None
-        path = self.external.result().path
+    def _fetch_external(self, saved_as: str, folder: Path, service: "ServiceClient") -> None:
+        path = self.external.pop(saved_as).result().path
         found = service.call(
             f"the files of {path}",
             lambda: settled(service.rest.get_external_weights_urls(path), service.waiter.limit),

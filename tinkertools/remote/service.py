@@ -94,12 +94,25 @@ class TrainingClient:
     def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None) -> Pending[Saved]:
         """Save the adapter on the server, to sample from and to download."""
         saved = self._save("save_weights_for_sampler", "sampler_weights", name, ttl_seconds)
+        self._let_number()
         if self._downloads.needs_external:
             # Asked for right behind, so that it holds the same weights.
-            self._downloads.external = self._save(
+            self._downloads.external[name] = self._save(
                 "save_weights_external", "external_weights", name, self._downloads.external_ttl_seconds
             )
         return saved
+
+    def _let_number(self) -> None:
+        """Wait until the SDK has given what it was asked for its place in the order of requests.
+
+        Newer versions do so for `save_weights_for_sampler` on a thread of theirs: the next step, asked for later, could
+        be numbered before it, and the weights saved would be those of that step. That thread takes turns.
+        """
+
+        async def nothing() -> None:
+            """Come to its turn."""
+
+        self._sdk.holder.run_coroutine_threadsafe(nothing()).result(self._waiter.limit)
 
     def _save(self, method: str, kind: str, name: str, ttl_seconds: int | None) -> Pending[Saved]:
         asked = self._ask(method, name, ttl_seconds=ttl_seconds)
