@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from tinkertools.adapters.peft_files import ADAPTER_CONFIG, is_adapter, make_loadable
-from tinkertools.errors import EngineError
+from tinkertools.errors import EngineError, RunError
 from tinkertools.files import explain_os_errors
 from tinkertools.remote.explain import status_of
 from tinkertools.remote.waiting import settled
@@ -124,6 +124,9 @@ def _explained(path: str, server: str) -> Iterator[None]:
             f"the download of {path} from {server} failed: {what}",
             hint="it stays on the server; the run can be gone on with, and --no-download leaves adapters there",
         ) from None
+    except RunError as error:
+        # It names files of a folder that is gone by now.
+        raise EngineError(f"what {server} gave for {path} is damaged: it holds no weights of an adapter") from error
     except (tarfile.TarError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
