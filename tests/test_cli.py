@@ -69,26 +69,25 @@ def test_wrong_usage_exits_with_2(tt: Callable[..., Any], arguments: list[str], 
     assert found.out == ""
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["upload", "--hf-repo-id", "me/it"], "tt upload is not in this version: nothing was merged or uploaded"),
-        (["inspect-api"], "tt inspect-api is not in this version: nothing was inspected"),
-        (["train", "--base-url", "http://127.0.0.1:1", "--base-model", "m"], "trains and samples on this machine only"),
-        (["test", "--lora-weights", "tinker://run/sampler_weights/final"], "is on a Tinker server"),
-    ],
-)
-def test_what_is_not_there_yet_says_so(
-    tt: Callable[..., Any], tmp_path: Path, arguments: list[str], expected: str
-) -> None:
-    (tmp_path / "some.jsonl").write_text(
-        '{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}'
-    )
-    if arguments[0] == "train":
-        arguments = [*arguments, "--data", "some.jsonl"]
-    found = tt(*arguments)
+def test_what_is_not_there_yet_says_so(tt: Callable[..., Any]) -> None:
+    found = tt("upload", "--hf-repo-id", "me/it")
     assert (found.code, found.out) == (1, "")
-    assert expected in found.err
+    assert "tt upload is not in this version: nothing was merged or uploaded" in found.err
+
+
+def test_the_environment_wins_over_dotenv(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / ".env").write_text('TINKER_API_KEY="tml-from-the-file-123"\nTINKER_BASE_URL=ftp://file\n')
+
+    def say(**more: str) -> str:
+        command = [sys.executable, "-m", "tinkertools", "test", "--lora-weights", "tinker://a/b"]
+        found = subprocess.run(
+            command, cwd=tmp_path, env=environment | more, capture_output=True, text=True, check=False
+        )
+        assert found.returncode == 2
+        return found.stderr
+
+    assert "'ftp://file' is no address of a server" in say()
+    assert "'ftp://own' is no address of a server" in say(TINKER_BASE_URL="ftp://own")
 
 
 def _app_that_raises(error: BaseException, debug: bool) -> typer.Typer:

@@ -218,3 +218,16 @@ def test_what_cannot_be_compared(tt: Tt, trained: Path, untied: str) -> None:
     save_file(renamed, tensors)
     inert = tt("test", "--lora-weights", trained)
     assert (inert.code, "tensors do not fit" in inert.err) == (1, True)
+
+
+def test_a_prompt_without_an_answer_is_told_in_its_place(tt: Tt, tiny: str, trained: Path) -> None:
+    Path("some.json").write_text(json.dumps(["a", "word " * 200, "b c"]))
+    found = tt("test", "--test-prompts", "some.json", "--temperature", 0, "--max-tokens", 5)
+    assert found.code == 1
+    assert "1 of 3 prompts got no answer, the first: a sequence of" in found.err
+    assert "lora_test_results.json has all the others" in found.err
+    first, second, third = json.loads(Path("lora_test_results.json").read_text())["results"]
+    assert (first["lora_response"], third["lora_response"]) == ("yes", "yes")
+    assert second["lora_response"] is None
+    assert "the model takes 128" in second["errors"]["lora_response"]
+    assert "[no answer: a sequence of" in " ".join(found.out.replace("│", " ").split())

@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from tinkertools.config import Engine, ServerSettings
-from tinkertools.engines import choose
+from tinkertools.config import Engine, ServerSettings, without_password
+from tinkertools.engines import choose, choose_for_weights
 from tinkertools.errors import UsageError
+from tinkertools.runs.directory import Weights
 from tinkertools.shipped import STARTER_MODEL
 
+HERE = Weights(Path("here"), "m", "here")
+THERE = Weights(None, None, "there", server_path="tinker://run/sampler_weights/final")
+BOTH = Weights(Path("both"), "m", "both", server_path="tinker://run/sampler_weights/final")
 NONE = ServerSettings(None, has_key=False)
 KEY = ServerSettings(None, has_key=True)
 URL = ServerSettings("http://127.0.0.1:10610", has_key=False)
@@ -44,6 +48,43 @@ def test_what_cannot_be_chosen_offers_both_ways_on(engine: Engine, base_model: s
     with pytest.raises(UsageError) as caught:
         choose(engine, base_model, NONE)
     assert "--engine local" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("engine", "server", "weights", "expected"),
+    [
+        ("auto", NONE, [THERE], ("tinker", "")),
+        ("auto", KEY, [THERE], ("tinker", "")),
+        ("auto", KEY, [HERE], ("local", "m")),
+        ("auto", URL, [HERE], ("tinker", "m")),
+        ("auto", KEY, [BOTH], ("tinker", "m")),
+        ("local", KEY, [BOTH], ("local", "m")),
+        ("auto", KEY, [BOTH, HERE], ("local", "m")),
+    ],
+)
+def test_adapters_are_used_where_they_are(
+    engine: Engine, server: ServerSettings, weights: list[Weights], expected: tuple[str, str]
+) -> None:
+    choice = choose_for_weights(engine, weights[0].base_model, server, weights)
+    assert (choice.engine, choice.base_model) == expected
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "no address"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="is no address of a server"):
+        ServerSettings.from_environment(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        (None, None),
+        ("http://host:1/path", "http://host:1/path"),
+        ("https://me:secret@host:1/p?q", "https://host:1/p?q"),
+    ],
+)
+def test_no_password_in_an_address_is_kept(url: str | None, kept: str | None) -> None:
+    assert without_password(url) == kept
 
 
 def test_the_environment_and_its_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ def survey(service: ServiceClient) -> dict[str, Any]:
     unknown: dict[str, str] = {}
     questions: dict[str, Callable[[], Any]] = {
         "account": lambda: _account(service),
-        "storage": lambda: _plain(_rest(service, "get_current_checkpoint_storage_usage")),
+        "storage": lambda: _storage(service),
         "sessions": lambda: list(_rest(service, "list_sessions", limit=_PAGE).sessions),
         "runs": lambda: [_run(run) for run in runs_of(service)],
         "checkpoints": lambda: checkpoints_of(service),
@@ -216,6 +216,20 @@ def _rest(service: ServiceClient, method: str, *arguments: Any, **options: Any) 
 def _account(service: ServiceClient) -> dict[str, Any]:
     known = _rest(service, "whoami")
     return {"user": known.user_urn, "organization": known.org_urn}
+
+
+def _storage(service: ServiceClient) -> Any:
+    import tinker
+
+    admin = getattr(tinker, "AdminClient", None)
+    if admin is None:
+        raise EngineError(f"SDK {sdk_version()} does not ask for it")
+    client = admin(base_url=service.address)
+    return _plain(
+        service.call(
+            "the storage", lambda: settled(client.get_current_checkpoint_storage_usage(), service.waiter.limit)
+        )
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -48,6 +48,7 @@ class Wire:
     """
 
     def __init__(self, base_url: str) -> None:
+        self._netloc = httpx.URL(base_url).netloc
         host = urlsplit(base_url).hostname or ""
         self._knows_repeats = any(host == known or host.endswith(f".{known}") for known in _KNOWS_REPEATS)
         self.failures = 0
@@ -66,6 +67,10 @@ class Wire:
             return "it has not answered yet"
         times = f", {self.failures} times in a row" if self.failures > 1 else ""
         return f"{self._said}{times}"
+
+    def carries(self, request: httpx.Request) -> bool:
+        """Whether a request goes to this server."""
+        return request.url.netloc == self._netloc
 
     def refuses(self, endpoint: str) -> bool:
         """Whether a request must not be sent any more."""
@@ -103,7 +108,7 @@ def watch(wire: Wire) -> Iterator[None]:
 
     async def send(client: httpx.AsyncClient, request: httpx.Request, **options: Any) -> httpx.Response:
         endpoint = _endpoint(request)
-        if endpoint is None:
+        if endpoint is None or not wire.carries(request):
             return await original(client, request, **options)
         if wire.refuses(endpoint):
             return httpx.Response(400, json={"detail": f"not sent: {wire.lost} is not settled"}, request=request)
