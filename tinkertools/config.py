@@ -181,10 +181,8 @@ def parse_learning_rate(text: str) -> float | Literal["auto"]:
         ) from None
 
 
-def without_password(url: str | None) -> str | None:
-    """An address to keep in a file: without the name and password that may stand in it."""
-    if url is None:
-        return None
+def without_password(url: str) -> str:
+    """An address to show or to keep: without the name and password that may stand in it."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 

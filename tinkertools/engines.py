@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tinkertools.config import TIMEOUT_SECONDS, Engine, ServerSettings
+from tinkertools.config import TIMEOUT_SECONDS, Engine, ServerSettings, without_password
 from tinkertools.errors import UsageError
 from tinkertools.shipped import STARTER_MODEL
 
@@ -84,7 +84,7 @@ def choose(engine: Engine, base_model: str | None, server: ServerSettings) -> Ch
 
 def _server_reason(server: ServerSettings) -> str | None:
     if server.base_url:
-        return f"the server {server.base_url}"
+        return f"the server {without_password(server.base_url)}"
     return "TINKER_API_KEY is set" if server.has_key else None
 
 

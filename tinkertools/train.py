@@ -130,7 +130,8 @@ def command(
                 max_steps=max_steps, epochs=epochs, rank=rank, learning_rate=parse_learning_rate(learning_rate),
                 lr_schedule=lr_schedule, warmup_steps=warmup_steps, save_every=save_every, max_length=max_length,
                 overlength=overlength, train_on_what=parse_train_on_what(train_on_what), renderer=renderer, seed=seed,
-                base_url=without_password(choice.base_url), ttl_seconds=ttl_seconds, download=not no_download,
+                base_url=without_password(choice.base_url) if choice.base_url else None, ttl_seconds=ttl_seconds,
+                download=not no_download,
             )  # fmt: skip
             plan = plan_new(config, choice, output_dir, run_name)
         if dry_run:

@@ -62,7 +62,11 @@ def explain(error: BaseException, waiter: Waiter, what: str) -> TinkertoolsError
             hint=type_older(TUFT_SDK if "optimizer_config" in words else SKYRL_SDK),
         )
     if status == 404:
-        return EngineError(f"{server} does not have what {what} needs (HTTP 404): {words}", hint=_hint(words))
+        gone = "`tt inspect-api --checkpoints` lists what is there: checkpoints end after their --ttl-seconds"
+        return EngineError(
+            f"{server} does not have what {what} needs (HTTP 404): {words}",
+            hint=gone if "tinker://" in what else _hint(words),
+        )
     if status is not None:
         return EngineError(f"{server} failed at {what} (HTTP {status}): {words}", hint=_hint(words))
     return EngineError(f"{what} on {server} failed: {words}", hint=_hint(words))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
-from tinkertools.config import CONTACT_SECONDS
+from tinkertools.config import CONTACT_SECONDS, without_password
 from tinkertools.errors import EngineError, ModelError, ServerTimeoutError, without_secrets
 from tinkertools.remote.download import Downloads
 from tinkertools.remote.explain import explain, mismatch
@@ -170,7 +170,7 @@ class ServiceClient:
     def __init__(self, base_url: str | None, limit: float, notify: Notify, downloads: Downloads) -> None:
         self._base_url = base_url
         self.notify = notify
-        self.address = base_url or default_address()
+        self.address = without_password(base_url or default_address())
         self.wire = Wire(self.address)
         self.waiter = Waiter(self.wire, self.address, limit, notify)
         self._downloads = downloads
