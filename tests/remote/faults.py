@@ -114,7 +114,7 @@ class Proxy(HttpServer):
             "error_after": refusal(500, "Internal Server Error"),
             "no_json": Response(200, b"\xff\x00<html>"),
             "other_json": as_json({"weather": ["fine", 21]}),
-            "echo": refusal(400, f"cannot read this request: {json.dumps(request.headers)}"),
+            "echo": refusal(400, f"cannot read: {request.headers.get('x-api-key')} {json.dumps(request.headers)}"),
         }
         answer = b""
         if kind in ("delay", "drop_after", "duplicate", "truncate", "error_after"):
