@@ -28,6 +28,7 @@ from safetensors.numpy import load_file
 from standin import Lineage, StandIn, as_json, refusal
 
 from tests.conftest import Result, Tt
+from tinkertools.remote.wire import short
 
 KEY = "tml-planted-key-1234567890"
 STEPS = 6
@@ -272,6 +273,13 @@ def test_refused(
     check_words(result, run)
     assert server.requests.total() < 100
     assert not run.exists()
+
+
+@pytest.mark.parametrize("before", range(300 - len(KEY), 300, 3))
+def test_no_part_of_the_key_is_shown(before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a long word of the server is cut in the middle of the key."""
+    monkeypatch.setenv("TINKER_API_KEY", "planted-key-1234567890")
+    assert "plan" not in short("." * before + "planted-key-1234567890 and more")
 
 
 def test_payment_required(train: Train, run: Path, server: StandIn, undisturbed: Lineage) -> None:

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from tinkertools.errors import without_secrets
+
 _API = "/api/v1/"
 # What a client does on its own, and nobody waits for.
 _BACKGROUND = {"telemetry", "session_heartbeat"}
@@ -193,5 +195,6 @@ def detail_of(body: Any) -> str | None:
 
 
 def short(text: str) -> str:
-    """A line that is not too long for a message."""
+    """A line that is not too long for a message. Secrets go first: a part of one is not known as one."""
+    text = without_secrets(text)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
