@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 from tinkertools.chat.conversations import Conversation
 from tinkertools.chat.examples import Example, RenderError
 from tinkertools.chat.rendering import choose_renderer, load_renderer, render_all
-from tinkertools.chat.templates import ChatTemplateRenderer, load_template_renderer, load_tokenizer
+from tinkertools.chat.templates import ChatTemplateRenderer, load_template_renderer
+from tinkertools.chat.tokenizing import load_tokenizer
 from tinkertools.errors import DataError, ModelError, UsageError
 from tinkertools.shipped import STARTER_MODEL
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from tinkertools.chat.conversations import Conversation
 from tinkertools.chat.examples import Example, Image, Prompt, RenderError, Tokens, Weights, saved_tokens
-from tinkertools.chat.templates import CHAT_TEMPLATE, cores, load_template_renderer
+from tinkertools.chat.templates import CHAT_TEMPLATE, load_template_renderer
+from tinkertools.chat.tokenizing import cores
 from tinkertools.config import AUTO_RENDERER, TrainConfig, TrainOnWhat
 from tinkertools.errors import DataError, UsageError
 

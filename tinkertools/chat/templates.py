@@ -6,17 +6,13 @@ tokenizer's offsets turn spans of characters into weights of tokens.
 
 import copy
 import json
-import os
 import re
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,17 +32,14 @@ from tinkertools.chat.examples import (
     with_stand_in,
 )
 from tinkertools.chat.shapes import ContentMatters, Shape, StandIn, copies_blindly, shape_of, stand_ins
+from tinkertools.chat.tokenizing import Encoded, cores, end_of_turn_tokens, load_tokenizer, without_tokenizers_threads
 from tinkertools.config import TEMPLATE_DATE, TrainOnWhat
 from tinkertools.errors import ModelError
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 CHAT_TEMPLATE = "chat-template"
-
-# What to try when a base model cannot be loaded.
-LOADING_HINT = "check the folder or name; a Hub model needs a network (HF_ENDPOINT names a mirror), HF_TOKEN if gated"
 
 # Unicode's characters without a meaning of their own, which take the place of others for a while.
 _PRIVATE_USE = range(0xE000, 0xF900)
@@ -180,7 +173,7 @@ class ChatTemplateRenderer:
         """
         remaining = iter(conversations)
         waiting: deque[Future[list[list[Example] | RenderError]]] = deque()
-        with _without_tokenizers_threads(), ThreadPoolExecutor(cores()) as threads:
+        with without_tokenizers_threads(), ThreadPoolExecutor(cores()) as threads:
             while block := _block(remaining):
                 written = [self._written_or_error(conversation) for conversation in block]
                 waiting.append(threads.submit(self._finish, written))
@@ -397,7 +390,7 @@ class ChatTemplateRenderer:
             spans.append((start, end + max(map(len, ends), default=0), weights[i]))
         return spans
 
-    def _weigh(self, rendered: Rendered, encoded: "Encoded | RenderError") -> Example:
+    def _weigh(self, rendered: Rendered, encoded: Encoded | RenderError) -> Example:
         """Weights by character spans; a token that reaches across a turn's border is cut there, as sampling would."""
         if isinstance(encoded, RenderError):
             raise encoded
@@ -415,7 +408,7 @@ class ChatTemplateRenderer:
             weights[encoded.begin_at(start)[0] : encoded.begin_at(end)[0]] = weight
         return Example(np.array(encoded.ids, np.int32), weights)
 
-    def _turn_tokens(self, rendered: Rendered, encoded: "Encoded") -> list[tuple[int, int, float]] | None:
+    def _turn_tokens(self, rendered: Rendered, encoded: Encoded) -> list[tuple[int, int, float]] | None:
         """The spans of the turns in tokens; None where a token reaches across the border of one.
 
         A control token may: some swallow the space that follows them.
@@ -432,7 +425,7 @@ class ChatTemplateRenderer:
             turns.append((first, after, weight))
         return turns
 
-    def _encode_in_pieces(self, rendered: Rendered) -> "Encoded":
+    def _encode_in_pieces(self, rendered: Rendered) -> Encoded:
         """Tokens of the text cut at the turns' borders, where the tokenizer would merge across one."""
         text = rendered.text
         borders = [border for start, end, _ in rendered.turns for border in (start, end)]
@@ -446,7 +439,7 @@ class ChatTemplateRenderer:
             raise RenderError("a token reaches across the border of an answer, and this tokenizer cannot be cut there")
         return Encoded(ids, offsets)
 
-    def _encode_with_offsets(self, texts: list[Rendered], backend: Any) -> list["Encoded | RenderError"]:
+    def _encode_with_offsets(self, texts: list[Rendered], backend: Any) -> list[Encoded | RenderError]:
         plain = [rendered.text for rendered in texts if not rendered.way_back]
         encoded = iter(backend.encode_batch(plain, add_special_tokens=False))
         found: list[Encoded | RenderError] = []
@@ -460,12 +453,12 @@ class ChatTemplateRenderer:
                 found.append(error)
         return found
 
-    def _encode(self, text: str, way_back: WayBack) -> "Encoded":
+    def _encode(self, text: str, way_back: WayBack) -> Encoded:
         if way_back:
             return self._encode_hidden(text, way_back)
         return Encoded.of(self._backend.encode(text, add_special_tokens=False))
 
-    def _encode_hidden(self, text: str, way_back: WayBack) -> "Encoded":
+    def _encode_hidden(self, text: str, way_back: WayBack) -> Encoded:
         """Ids and offsets of a text in which only the template's own control tokens are control tokens."""
         assert self._control is not None
         ids: list[int] = []
@@ -645,61 +638,6 @@ class ChatTemplateRenderer:
         return [number for control, number in self._control_ids.items() if answer.endswith(control)]
 
 
-class Encoded:
-    """Ids of a text, and where in it each stands: from the tokenizer's own answer, or from lists."""
-
-    def __init__(self, ids: list[int], offsets: list[tuple[int, int]] | None = None, encoding: Any = None) -> None:
-        self.ids = ids
-        self._offsets = offsets
-        self._encoding: Encoding | None = encoding
-
-    @classmethod
-    def of(cls, encoding: "Encoding") -> "Encoded":
-        """The tokenizer's answer, of whose offsets only those asked for are looked up: a list of them costs more."""
-        return cls(encoding.ids, encoding=encoding)
-
-    @property
-    def offsets(self) -> list[tuple[int, int]]:
-        """The first character of each token and the one after its last."""
-        if self._offsets is None:
-            assert self._encoding is not None
-            self._offsets = self._encoding.offsets
-        return self._offsets
-
-    def begin_at(self, position: int) -> tuple[int, bool]:
-        """The first token that begins at a character or after it, and whether the one before reaches across it."""
-        if self._offsets is None and self._encoding is not None:
-            token = self._encoding.char_to_token(position)
-            if token is not None:
-                chars = self._encoding.token_to_chars(token)
-                assert chars is not None
-                cut = chars[0] < position
-                return token + cut, cut
-        token = bisect_right(self.offsets, position, key=lambda span: span[1])
-        cut = token < len(self.ids) and self.offsets[token][0] < position
-        return token + cut, cut
-
-
-@contextmanager
-def _without_tokenizers_threads() -> Iterator[None]:
-    """Tokenizers compute on the thread that asks, while the block runs. There is no other way to tell them."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _block(conversations: Iterator[Conversation]) -> list[Conversation]:
     """The next conversations, as many as go through the tokenizer at once."""
     block: list[Conversation] = []
@@ -777,45 +715,3 @@ def load_template_renderer(base_model: str, train_on_what: TrainOnWhat) -> ChatT
             hint="set eos_token in its tokenizer_config.json",
         )
     return renderer
-
-
-def load_tokenizer(base_model: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a base model.
-
-    Raises:
-        ModelError: there is none that gives offsets.
-    """
-    from transformers import AutoTokenizer
-
-    folder = Path(base_model)
-    if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise ModelError(
-            f"{base_model} has no tokenizer (no tokenizer.json)",
-            hint="copy the tokenizer files of the model into its folder",
-        )
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(base_model)
-    except Exception as error:
-        first_line = str(error).strip().split("\n", maxsplit=1)[0]
-        raise ModelError(
-            f"the tokenizer of {base_model} cannot be loaded: {first_line}",
-            hint=LOADING_HINT,
-        ) from error
-    if not tokenizer.is_fast:
-        raise ModelError(f"the tokenizer of {base_model} gives no offsets", hint="it needs a tokenizer.json")
-    return tokenizer  # type: ignore[no-any-return]
-
-
-def end_of_turn_tokens(base_model: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The tokens that end an answer: the generation configuration's, then the tokenizer's."""
-    from transformers import GenerationConfig
-
-    tokens: list[int] = []
-    try:
-        configured = GenerationConfig.from_pretrained(base_model).eos_token_id
-    except OSError:
-        configured = None  # a model without the file: the tokenizer alone decides
-    for token in [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]:
-        if isinstance(token, int) and token not in tokens:
-            tokens.append(token)
-    return tokens

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinkertools.chat.templates import LOADING_HINT
+from tinkertools.chat.tokenizing import LOADING_HINT
 from tinkertools.errors import EngineError, ModelError
 
 if TYPE_CHECKING:

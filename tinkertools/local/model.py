@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tinkertools.chat.templates import LOADING_HINT, load_tokenizer
+from tinkertools.chat.tokenizing import LOADING_HINT, load_tokenizer
 from tinkertools.config import LORA_ALPHA
 from tinkertools.errors import EngineError, ModelError
 from tinkertools.local.checkpoints import read_adapter
