@@ -201,11 +201,6 @@ class ServiceClient:
         return self._rest
 
     @property
-    def sdk(self) -> Any:
-        """The SDK's `ServiceClient`."""
-        return self._sdk
-
-    @property
     def models(self) -> list[ServedModel] | None:
         """The base models of the server; None where it does not say."""
         return self._models
