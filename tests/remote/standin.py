@@ -456,7 +456,7 @@ class StandIn(HttpServer):
             session, path = None, f"tinker://{body['model_id']}/{kind}/{body['path']}"
         ttl = body.get("ttl_seconds")
         self.checkpoints[path] = Checkpoint(path, model, model.steps, datetime.now(UTC), ttl)
-        return {"path": None if session else path, "sampling_session_id": session, "type": body["type"]}
+        return {"path": None if session else path, "sampling_session_id": session}
 
     def _load(self, body: dict[str, Any]) -> dict[str, Any] | Response:
         kept = self.checkpoints.get(body["path"])
