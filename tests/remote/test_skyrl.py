@@ -1,0 +1,387 @@
+"""`tt` on a real server that speaks Tinker's API: SkyRL, on the CPU, with SDKs that it understands."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import COMMAND_SECONDS, KEPT, KEY, ROOT, SERVER, SURROUNDINGS, Ran, SkyRL, ended
+
+# One server for all, on one worker; starting it may take as long as downloading it.
+pytestmark = [pytest.mark.xdist_group("skyrl"), pytest.mark.timeout(1500)]
+
+Tt = Callable[..., Any]
+Sdk = Callable[[str], Path]
+Start = Callable[..., "subprocess.Popen[str]"]
+Run = Callable[..., Ran]
+
+# The newest that SkyRL understands, and the oldest that `tt` does.
+NEWEST, OLDEST = "0.24.1", "0.16.1"
+STEPS = 6
+# The server repeats itself to the bit here, and its checkpoints hold all that a step depends on. Other CPUs may add
+# in another order; a step on other data is at least fifty times as far away.
+SAME_LOSS = 1e-4
+OTHER_DATA = 5e-3
+# This machine computes in float32, to the digit what the model is. The server's bfloat16 goes as far as the
+# likelihoods: between 4 and 8 they are steps of 1/32, so that their mean may be off by half a step.
+ROUNDING = 1 / 64
+
+# A random model has no words: what it answers does not matter.
+PROMPTS = ["--max-tokens", 8, "--temperature", 0, "--test-prompts"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run, and what the command said that finished it."""
+
+    path: Path
+    ran: Ran
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.path / name).read_text())
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of each step, each of which is there once."""
+        steps = self.json("training_log.json")["steps"]
+        assert [entry["step"] for entry in steps] == list(range(1, STEPS + 1))
+        return [entry["loss"] for entry in steps]
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """What the run keeps of its final weights on the server."""
+        found: dict[str, str] = self.json("final_lora_weights/checkpoint.json")["paths"]
+        return found
+
+
+def model_of(path: str) -> str:
+    """The server's name of what was trained, in a `tinker://` path."""
+    return path.removeprefix("tinker://").split("/")[0]
+
+
+def shortest(source: Path, count: int, target: Path) -> Path:
+    """The shortest rows of a file of questions and answers: the tiny model takes few tokens."""
+    rows = sorted(source.read_text().splitlines(), key=len)
+    target.write_text("\n".join(rows[:count]) + "\n")
+    return target
+
+
+@pytest.fixture(scope="session")
+def served(untied: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model of random weights in bfloat16."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "served"
+    shutil.copytree(untied, folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(untied, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def skyrl(served: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SkyRL]:
+    """A SkyRL server with that model. One is enough: its tests are of one group of workers."""
+    if not SERVER.is_file():
+        pytest.skip(f"the script that starts SkyRL is not at {SERVER}")
+    if not (shutil.which("uv") or (Path(sys.executable).parent / "uv").is_file()):
+        pytest.skip("SkyRL is started by uv, which is not installed")
+    server = SkyRL(served, tmp_path_factory.mktemp("skyrl"))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def sdk() -> Sdk:
+    """A folder with one version of the SDK, for the front of PYTHONPATH. What it needs is installed already."""
+
+    def folder_of(version: str) -> Path:
+        folder = KEPT / "sdk" / version
+        if folder.is_dir():
+            return folder
+        # Two workers may do this at once: the first that is ready wins.
+        making = folder.with_name(f"{version}-{uuid.uuid4().hex}")
+        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(making), f"tinker=={version}"]
+        done = subprocess.run(command, env=SURROUNDINGS, capture_output=True, text=True, check=False)
+        if done.returncode:
+            shutil.rmtree(making, ignore_errors=True)
+            pytest.skip(f"tinker=={version} cannot be installed: {done.stderr.strip()[-500:]}")
+        try:
+            making.rename(folder)
+        except OSError:
+            shutil.rmtree(making)
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `tt` runs, with the runs of all tests of this folder."""
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture(scope="session")
+def start(sdk: Sdk, workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Start `python ARGUMENTS` on a version of the SDK, with the planted key; None is the version installed."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def started(version: str | None, *arguments: object) -> "subprocess.Popen[str]":
+        own = {"TINKER_API_KEY": KEY, "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(cache), "COLUMNS": "300"}
+        path = [str(ROOT), SURROUNDINGS.get("PYTHONPATH", "")]
+        own["PYTHONPATH"] = os.pathsep.join([*([str(sdk(version))] if version else []), *filter(None, path)])
+        return subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env=SURROUNDINGS | own, cwd=workplace, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    return started
+
+
+@pytest.fixture(scope="session")
+def remote_tt(start: Start) -> Run:
+    """Run `tt` on a version of the SDK to its end."""
+
+    def run(version: str | None, *arguments: object) -> Ran:
+        return ended(start(version, "-m", "tinkertools", *arguments))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data(remote_tt: Run, workplace: Path, shared_data: Path) -> Path:
+    rows = shortest(shared_data / "gsm8k_train.jsonl", 40, workplace / "rows.jsonl")
+    ran = remote_tt(NEWEST, "prepare", "--dataset", rows, "--output", "training.jsonl")
+    assert ran.code == 0, ran.err
+    return workplace / "training.jsonl"
+
+
+@pytest.fixture(scope="session")
+def prompts(workplace: Path) -> Path:
+    path = workplace / "prompts.json"
+    path.write_text('["What is 2 plus 3?"]')
+    return path
+
+
+@pytest.fixture(scope="session")
+def options(skyrl: SkyRL, served: str, data: Path) -> list[object]:
+    """What all runs have in common: six steps, whose shapes the server compiles once."""
+    return [
+        "--base-url", skyrl.url, "--base-model", served, "--data", data, "--max-length", 128, "--overlength", "drop",
+        "--batch", 4, "--max-steps", STEPS, "--save-every", 2, "--learning-rate", "1e-2", "--rank", 8,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def whole(remote_tt: Run, workplace: Path, options: list[object]) -> Trained:
+    """A run that nothing disturbed."""
+    ran = remote_tt(NEWEST, "train", *options, "--run-name", "whole", "--debug")
+    assert ran.code == 0, ran.err
+    return Trained(workplace / "checkpoints" / "whole", ran)
+
+
+def until_state(run: Path, process: "subprocess.Popen[str]") -> None:
+    """Wait until a run has recorded a state to go on from."""
+    given_up = time.monotonic() + COMMAND_SECONDS
+    while not (run / "training_state" / "state.json").is_file():
+        if process.poll() is not None or time.monotonic() > given_up:
+            process.kill()
+            pytest.fail(f"no state: {process.communicate()}")
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def resumed(start: Start, remote_tt: Run, workplace: Path, options: list[object], whole: Trained) -> Trained:
+    """A run whose process was killed, and that went on."""
+    run = workplace / "checkpoints" / "killed"
+    process = start(NEWEST, "-m", "tinkertools", "train", *options, "--run-name", run.name)
+    until_state(run, process)
+    process.kill()
+    assert ended(process).code == -signal.SIGKILL
+    assert not (run / "final_lora_weights").exists()
+    ran = remote_tt(NEWEST, "train", "--resume", run)
+    assert ran.code == 0, ran.err
+    return Trained(run, ran)
+
+
+@pytest.mark.parametrize("version", [NEWEST, OLDEST])
+def test_the_sdk_is_the_version_that_is_asked_for(start: Start, version: str) -> None:
+    script = (
+        "import importlib.metadata, importlib.util\n"
+        "print(importlib.util.find_spec('tinker').origin, importlib.metadata.version('tinker'))"
+    )
+    ran = ended(start(version, "-c", script))
+    file, found = ran.out.split()
+    assert (Path(file).parent.parent.name, found) == (version, version)
+
+
+def test_a_run_records_where_everything_is(whole: Trained, served: str) -> None:
+    assert whole.json("config.json")["versions"]["tinker"] == NEWEST
+    model = model_of(whole.paths["sampler"])
+    expected = {
+        step: {"sampler": f"tinker://{model}/sampler_weights/{name}", "state": f"tinker://{model}/weights/{name}"}
+        for step, name in ((2, "step_0002"), (4, "step_0004"), (6, "final"))
+    }
+    for step, paths in expected.items():
+        folder = "final_lora_weights" if step == STEPS else f"checkpoint_step_{step}"
+        assert whole.json(f"{folder}/checkpoint.json") == {"step": step, "paths": paths, "next_step": step + 1}
+        assert (whole.path / folder / "adapter_model.safetensors").is_file()
+        config = whole.json(f"{folder}/adapter_config.json")
+        assert config["base_model_name_or_path"] == served
+        assert (config["r"], config["lora_alpha"]) == (8, 32)
+        assert isinstance(config["target_modules"], list)
+        assert all(f"{path}\n" in whole.ran.err for path in paths.values())
+
+
+def test_the_downloaded_adapter_loads_in_peft(whole: Trained, served: str) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base: Any = AutoModelForCausalLM.from_pretrained(served)
+    tokens = torch.arange(10, 20).unsqueeze(0)
+    with torch.no_grad():
+        before = base(tokens).logits
+        adapted: Any = PeftModel.from_pretrained(base, str(whole.path / "final_lora_weights"))
+        after = adapted(tokens).logits
+        trained = [tensor for name, tensor in adapted.named_parameters() if "lora_B" in name]
+    # Each of the two layers has seven adapted matrices, and training has changed them all.
+    assert len(trained) == 14
+    assert all(tensor.any() for tensor in trained)
+    assert not torch.equal(before, after)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(whole: Trained, resumed: Trained) -> None:
+    assert resumed.losses == pytest.approx(whole.losses, abs=SAME_LOSS)
+    ordered = sorted(whole.losses)
+    assert min(b - a for a, b in itertools.pairwise(ordered)) > OTHER_DATA
+
+
+def test_each_step_is_taken_once(skyrl: SkyRL, whole: Trained, resumed: Trained) -> None:
+    def steps(requests: list[tuple[str, dict[str, Any]]]) -> int:
+        return sum(kind == "OPTIM_STEP" for kind, _ in requests)
+
+    assert steps(skyrl.requests(model_of(whole.paths["state"]))) == STEPS
+    after = skyrl.requests(model_of(resumed.paths["state"]))
+    [loaded] = [contents for kind, contents in after if kind == "LOAD_WEIGHTS"]
+    before = skyrl.requests(loaded["source_model_id"])
+    saved = before.index(("SAVE_WEIGHTS", {"path": loaded["checkpoint_id"]}))
+    # What the killed process had sent after the state belongs to no checkpoint.
+    assert steps(before[:saved]) == int(loaded["checkpoint_id"].removeprefix("step_"))
+    assert steps(before[:saved]) + steps(after) == STEPS
+
+
+@pytest.mark.parametrize("trained", ["whole", "resumed"])
+def test_the_key_is_in_no_file(trained: str, request: pytest.FixtureRequest) -> None:
+    run: Trained = request.getfixturevalue(trained)
+    files = [path for path in run.path.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_the_server_and_this_machine_find_the_same_likelihoods(
+    remote_tt: Run, tt: Tt, skyrl: SkyRL, whole: Trained, prompts: Path, workplace: Path, shared_data: Path
+) -> None:
+    # Two conversations: the server compiles each number of them that it happens to find waiting.
+    held = shortest(shared_data / "gsm8k_test.jsonl", 2, workplace / "held.jsonl")
+    asked = ["compare", whole.path, "--compare-base", "--data", held, *PROMPTS, prompts]
+    there = remote_tt(NEWEST, *asked, "--base-url", skyrl.url, "--output", "there.json")
+    assert there.code == 0, there.err
+    here = tt(*asked, "--engine", "local", "--output", workplace / "here.json")
+    assert here.code == 0, here.err
+    found = {name: json.loads((workplace / name).read_text())["scores"] for name in ("there.json", "here.json")}
+    for label in ("base", "lora"):
+        one, other = (scores[label] for scores in found.values())
+        assert one["trained_tokens"] == other["trained_tokens"]
+        assert one["nll"] == pytest.approx(other["nll"], abs=ROUNDING)
+    scores = found["there.json"]
+    assert scores["base"]["nll"] - scores["lora"]["nll"] > 0.2
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["base model named", "base model asked for"])
+def test_weights_on_the_server_answer(
+    remote_tt: Run, skyrl: SkyRL, whole: Trained, served: str, prompts: Path, workplace: Path, named: bool
+) -> None:
+    path = whole.paths["sampler"]
+    base = ["--base-model", served] if named else []
+    ran = remote_tt(
+        NEWEST, "test", "--lora-weights", path, *base, "--base-url", skyrl.url, *PROMPTS, prompts, "--output", "a.json"
+    )
+    assert ran.code == 0, ran.err
+    results = json.loads((workplace / "a.json").read_text())
+    assert (results["base_model"], results["lora_weights"]) == (served, path)
+    assert [set(result) for result in results["results"]] == [{"prompt", "lora_response"}]
+
+
+def test_adapters_can_stay_on_the_server(remote_tt: Run, tt: Tt, options: list[object], workplace: Path) -> None:
+    ran = remote_tt(NEWEST, "train", *options, "--run-name", "there", "--no-download", "--max-steps", 1)
+    assert ran.code == 0, ran.err
+    run = Trained(workplace / "checkpoints" / "there", ran)
+    assert not list(run.path.rglob("adapter_*"))
+    assert set(run.paths) == {"sampler", "state"}
+    assert f"{run.paths['sampler']}\n" in ran.err
+    assert "the adapters were not downloaded" in ran.err
+    asked = tt("test", "--lora-weights", run.path, "--engine", "local")
+    assert (asked.code, asked.out) == (1, "")
+    assert "is on a server, and was not downloaded" in asked.err
+
+
+def test_a_model_that_the_server_does_not_have_is_answered_by_those_it_has(
+    remote_tt: Run, options: list[object], skyrl: SkyRL, served: str, starter: str
+) -> None:
+    ran = remote_tt(NEWEST, "train", *options, "--base-model", starter, "--run-name", "other")
+    assert (ran.code, ran.out) == (1, "")
+    assert f"error: {skyrl.url} does not have {starter}; it has {served}\n" in ran.err
+    assert f"--base-model {served}" in ran.err
+
+
+def test_a_newer_sdk_is_told_the_version_to_take(remote_tt: Run, options: list[object], workplace: Path) -> None:
+    newer = installed_version("tinker")
+    if tuple(map(int, newer.split(".")[:2])) <= (0, 24):
+        pytest.skip(f"SkyRL understands tinker {newer}, which is installed")
+    ran = remote_tt(None, "train", *options, "--run-name", "newer", "--debug")
+    assert (ran.code, ran.out) == (1, "")
+    [error] = [line for line in ran.err.splitlines() if line.startswith("error: ")]
+    assert f"SDK {newer}" in error
+    assert ran.err.endswith(f"uv run --with 'tinker=={NEWEST}' tt …\n")
+    assert not (workplace / "checkpoints" / "newer").exists()
+
+
+def test_a_server_that_dies_is_told_and_the_run_goes_on_when_it_is_back(
+    start: Start, remote_tt: Run, skyrl: SkyRL, options: list[object], whole: Trained, workplace: Path
+) -> None:
+    run = workplace / "checkpoints" / "lost"
+    process = start(OLDEST, "-m", "tinkertools", "train", *options, "--run-name", run.name, "--timeout", 30, "--debug")
+    until_state(run, process)
+    skyrl.stop()
+    try:
+        ran = ended(process)
+    finally:
+        skyrl.start()
+    assert (ran.code, ran.out) == (1, "")
+    # Where it died on its way to an answer, nobody knows what it did.
+    gone = rf"{re.escape(skyrl.url)} did not do \w+ in 30 s; its last word: no connection at \w+"
+    lost = rf"the answer to \w+ \([^)]+\) of {re.escape(skyrl.url)} was lost"
+    assert re.search(rf"error: step \d: ({gone}|{lost})", ran.err), ran.err
+    state = json.loads((run / "training_state" / "state.json").read_text())
+    assert f"go on with step {state['next_step']}: tt train --resume {run.relative_to(workplace)}" in ran.err
+    again = remote_tt(OLDEST, "train", "--resume", run)
+    assert again.code == 0, again.err
+    trained = Trained(run, again)
+    assert trained.json("config.json")["versions"]["tinker"] == OLDEST
+    assert trained.losses == pytest.approx(whole.losses, abs=SAME_LOSS)
