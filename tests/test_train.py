@@ -16,12 +16,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tinkertools import train
+from tinkertools import console
 from tinkertools.adapters.peft_files import is_adapter
 from tinkertools.chat.batching import Batches
 from tinkertools.chat.datums import Fitted
 from tinkertools.chat.examples import Example
 from tinkertools.config import TrainConfig
+from tinkertools.loop import Loop, StopRequest
 from tinkertools.runs.directory import RunDirectory
 from tinkertools.runs.log import TrainingLog
 
@@ -345,7 +346,7 @@ def test_two_steps_are_in_flight(tmp_path: Path) -> None:
     example = Example(np.array([4, 5, 6], np.int32), np.array([0, 1, 1], np.float32))
     config = TrainConfig(learning_rate=1e-3, save_every=0)
     with TrainingLog(tmp_path / "log.json") as log:
-        loop = train.Loop(
+        loop = Loop(
             client,
             service,
             Fitted([example] * 4),
@@ -353,8 +354,10 @@ def test_two_steps_are_in_flight(tmp_path: Path) -> None:
             config,
             RunDirectory(tmp_path),
             log,
+            console.progress,
+            print,
         )
-        assert loop.run(1, 4, train.StopRequest()) == 0
+        assert loop.run(1, 4, StopRequest(print)) == 0
     events = [event for event in client.events if event != "wait step"]
     assert events == ["submit 1", "submit 2", "wait 1", "submit 3", "wait 2", "submit 4", "wait 3", "wait 4"]
     assert [entry["loss"] for entry in log.steps] == [2.0] * 4

@@ -5,7 +5,6 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from tinkertools.config import AUTO_RENDERER, PrepareDefaults
 from tinkertools.engines import Choice, open_service
 from tinkertools.errors import DataError, EngineError, RunError, ServerTimeoutError, UsageError
 from tinkertools.files import explain_os_errors
+from tinkertools.reporting import Notify, ProgressMaker, Report
 from tinkertools.runs.directory import Weights
 from tinkertools.shipped import GENERAL_PROMPTS, SAMPLE_PROMPTS, is_starter
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 _AT_ONCE = 64
 
 _HINT = 'a prompt is "text", [{"role": "user", "content": "text"}] or {"messages": [...]}'
-
-Report = Callable[[float], None]
-ProgressMaker = Callable[[str, float, str], AbstractContextManager[Report]]
 
 
 @dataclass(frozen=True)
@@ -333,7 +330,7 @@ def evaluate(
     settings: Settings,
     renderer_name: str,
     progress: ProgressMaker,
-    notify: Callable[[str], None],
+    notify: Notify,
     timeout: float,
 ) -> Evaluation:
     """Ask and score several models that share a base, of which one copy is in memory.

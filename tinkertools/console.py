@@ -6,9 +6,10 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tinkertools.errors import TinkertoolsError, without_secrets
+from tinkertools.reporting import Report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,15 +93,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, lines: bool 
     console.print(drawn)
 
 
-class Progress(Protocol):
-    """What long work reports to."""
-
-    def __call__(self, done: float, note: str = "") -> None:
-        """Say how far the work is (in units of `total`), and a few words on it."""
-
-
 @contextmanager
-def progress(what: str, total: float | None, unit: str) -> Iterator[Progress]:
+def progress(what: str, total: float | None, unit: str) -> Iterator[Report]:
     """Show long work: what, how far, rate, time left. A bar on a terminal, a line now and then elsewhere.
 
     Args:
@@ -116,7 +110,7 @@ def progress(what: str, total: float | None, unit: str) -> Iterator[Progress]:
 
 
 @contextmanager
-def _bar(what: str, total: float | None, unit: str) -> Iterator[Progress]:
+def _bar(what: str, total: float | None, unit: str) -> Iterator[Report]:
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
@@ -138,7 +132,7 @@ def _bar(what: str, total: float | None, unit: str) -> Iterator[Progress]:
         yield report
 
 
-def _lines(what: str, total: float | None, unit: str) -> Progress:
+def _lines(what: str, total: float | None, unit: str) -> Report:
     start = last = time.monotonic()
 
     def report(done: float, note: str = "") -> None:

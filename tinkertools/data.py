@@ -1,7 +1,6 @@
 """Data made ready for a model: rendered or taken from the cache, checked, and fitted to the model's length."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinkertools.chat import cache
@@ -11,8 +10,7 @@ from tinkertools.chat.rendering import RenderedData, Renderer, render_all
 from tinkertools.chat.selfcheck import check
 from tinkertools.config import Overlength, PrepareDefaults
 from tinkertools.local.limits import Limits
-
-ProgressMaker = Callable[[str, float, str], AbstractContextManager[Callable[[float], None]]]
+from tinkertools.reporting import ProgressMaker
 
 
 @dataclass(frozen=True)

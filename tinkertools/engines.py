@@ -1,12 +1,13 @@
 """Which engine a command uses, and how to open it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tinkertools.config import TIMEOUT_SECONDS, Engine, ServerSettings, without_password
 from tinkertools.errors import UsageError
+from tinkertools.reporting import Notify
 from tinkertools.shipped import STARTER_MODEL
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _server_reason(server: ServerSettings) -> str | None:
 def open_service(
     choice: Choice,
     store: Path | None,
-    notify: Callable[[str], None],
+    notify: Notify,
     *,
     timeout: float = TIMEOUT_SECONDS,
     download: bool = True,

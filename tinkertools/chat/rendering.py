@@ -27,7 +27,6 @@ _PARTS_AHEAD = 2
 # Less text than this is rendered before worker processes have started.
 _WORTH_WORKERS = 4_000_000
 
-Report = Callable[[float], None]
 Found = list[Example] | RenderError
 
 
@@ -134,7 +133,7 @@ def render_all(
     renderer: Renderer,
     conversations: Sequence[Conversation],
     errors_shown: int,
-    report: Report = lambda _: None,
+    report: Callable[[float], None] = lambda _: None,
     workers: int | None = None,
 ) -> RenderedData:
     """The examples of each conversation, all of which must render. `report` is told how many are done.

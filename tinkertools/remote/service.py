@@ -15,8 +15,9 @@ from tinkertools.config import CONTACT_SECONDS, without_password
 from tinkertools.errors import EngineError, ModelError, ServerTimeoutError, without_secrets
 from tinkertools.remote.download import Downloads
 from tinkertools.remote.explain import explain, mismatch
-from tinkertools.remote.waiting import Notify, Waiter, settled, standard
+from tinkertools.remote.waiting import Waiter, settled, standard
 from tinkertools.remote.wire import Wire, watch
+from tinkertools.reporting import Notify
 
 T = TypeVar("T")
 

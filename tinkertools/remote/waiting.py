@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from tinkertools.errors import ServerTimeoutError
 from tinkertools.remote.wire import Wire
+from tinkertools.reporting import Notify
 
 T = TypeVar("T")
 
@@ -17,8 +18,6 @@ FIRST_WORD = 5.0
 _NEXT_WORD = 10.0
 # How long a wait is at most before it looks whether there is something to say.
 _TICK = 1.0
-
-Notify = Callable[[str], None]
 
 
 class SdkFuture(Protocol):
