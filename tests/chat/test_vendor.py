@@ -513,6 +513,10 @@ MASKS: list[tuple[str, TrainOnWhat, Conversation, list[str]]] = [
     ("tml_v0", "ALL_USER_AND_SYSTEM_MESSAGES", chat((SYSTEM, "Be kind."), (USER, "a?"), (ASSISTANT, "b!")), [
         "⟦0⟧<|message_system|><|content_text|>⟦1⟧Be kind.⟦0⟧<|end_message|><|message_user|><|content_text|>⟦1⟧a?",
     ]),
+    # GLM stops at the header of a user, which is no part of the system's message before it.
+    ("glm_53", "ALL_USER_AND_SYSTEM_MESSAGES", chat((SYSTEM, "Be kind."), (USER, "a?"), (ASSISTANT, "b!")), [
+        "⟦0⟧[gMASK]<sop><|system|>Reasoning Effort: Max<|system|>⟦1⟧Be kind.⟦0⟧<|user|>⟦1⟧a?",
+    ]),
     ("deepseekv3", "ALL_TOKENS", EVERYONE, [f"⟦1⟧{DB}Be kind.{DU}a?{DA}b!{DE}{DU}c?{DA}d!{DE}{DU}e?"]),
     ("qwen3_5", "ALL_TOKENS", TWO, [f"⟦1⟧{U}Hello?{E}\n{A}Hi!{E}\n{U}Who?{E}\n{A}{EMPTY}Me.{E}"]),
     ("qwen3_instruct", "CUSTOMIZED", MARKED, [

@@ -331,7 +331,19 @@ class VendorRenderer:
             raise RenderError(f"messages[{i}]: {self.name} does not write this message as it is")
         starts = np.cumsum([0, *map(len, pieces)])
         first, after = int(np.searchsorted(starts, start)), int(np.searchsorted(starts, end))
-        return first, after + (after < len(pieces) and int(example.tokens[after]) in self.stop_tokens)
+        return first, after + self._ends_itself(messages[: i + 1], tools, example.tokens, after)
+
+    def _ends_itself(self, messages: list[Message], tools: list[Any] | None, tokens: Tokens, after: int) -> bool:
+        """Whether the token after a message's text is its own end, and not the header of who speaks next.
+
+        GLM stops at the header of the user, which follows a system message only where a user speaks.
+        """
+        if after >= len(tokens) or int(tokens[after]) not in self.stop_tokens:
+            return False
+        alone = self._prompt(self._native(messages), tools).tokens
+        if not np.array_equal(alone[:after], tokens[:after]):
+            return True  # the history is written otherwise there, which says nothing of this end
+        return after < len(alone) and int(alone[after]) == int(tokens[after])
 
     def _bytes(self, tokens: Tokens) -> list[bytes]:
         """The bytes of each token; an image has none."""
