@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -26,6 +26,23 @@ settings.register_profile("tests", deadline=None, max_examples=50, print_blob=Tr
 settings.load_profile("tests")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+# One server is enough for all tests of these files.
+_ON_ONE_WORKER = ("test_skyrl.py",)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Any test on any worker, but for files that need one worker. The plugin's marks for it are lost on pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", maxsplit=1)[0]
+            return file if file.endswith(_ON_ONE_WORKER) else nodeid
+
+    return Scheduler(config, log)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from servers import COMMAND_SECONDS, KEPT, KEY, ROOT, SERVER, SURROUNDINGS, Ran, SkyRL, ended
 
-# One server for all, on one worker; starting it may take as long as downloading it.
-pytestmark = [pytest.mark.xdist_group("skyrl"), pytest.mark.timeout(1500)]
+# Starting the server may take as long as downloading it.
+pytestmark = pytest.mark.timeout(1500)
 
 Tt = Callable[..., Any]
 Sdk = Callable[[str], Path]
@@ -93,7 +93,7 @@ def served(untied: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def skyrl(served: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SkyRL]:
-    """A SkyRL server with that model. One is enough: its tests are of one group of workers."""
+    """A SkyRL server with that model. All tests of this file run on one worker."""
     if not SERVER.is_file():
         pytest.skip(f"the script that starts SkyRL is not at {SERVER}")
     if not (shutil.which("uv") or (Path(sys.executable).parent / "uv").is_file()):
