@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Tt
 from tinkertools.chat.datums import to_datums
 from tinkertools.chat.records import read_all
 from tinkertools.chat.rendering import load_renderer, render_all
 from tinkertools.chat.sources import find_source
+
+Tt = Callable[..., Any]
+ROOT = Path(__file__).resolve().parents[2]
 
 # The best of so many turns, taken in alternation: what else the machine does slows both.
 TURNS = 9

@@ -27,7 +27,6 @@ from faults import Fault, Kind, Proxy, Schedule
 from safetensors.numpy import load_file
 from standin import Lineage, StandIn, as_json, refusal
 
-from tests.conftest import Result, Tt
 from tinkertools.remote.wire import short
 
 KEY = "tml-planted-key-1234567890"
@@ -35,7 +34,10 @@ STEPS = 6
 FASTER = 50
 SEEDS = 210
 
-Train = Callable[..., Result]
+Tt = Callable[..., Any]
+Train = Callable[..., Any]
+# What a command left: its exit code, its data and its talk.
+Result = Any
 
 
 @pytest.fixture(autouse=True)
