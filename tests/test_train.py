@@ -292,7 +292,7 @@ def test_a_disk_that_fills_up_keeps_what_was_good(tt: Tt, tiny: str, data: Path,
     assert (found.code, found.out) == (1, "")
     assert "error: the disk is full: " in found.err
     run = RunDirectory(small_disk / "r")
-    assert f"→ make room; then go on with step {run.next_step()}: tt train --resume {run.path}\n" in found.err
+    assert f"→ free some space; then go on with step {run.next_step()}: tt train --resume {run.path}\n" in found.err
     assert not run.finished
     assert run.next_step() >= 2
     for _, checkpoint in run.checkpoints():

@@ -10,6 +10,9 @@ from typing import Any, BinaryIO
 
 from tinkertools.errors import FileError
 
+# The end of a hint, where nothing is lost by beginning anew.
+AGAIN = ", then run the same command again"
+
 
 def beside(path: Path) -> Path:
     """The temporary neighbour under which `path` is written until it is complete."""
@@ -29,9 +32,7 @@ def file_error(error: OSError, path: Path | None = None) -> FileError:
     """The plain words for an error of the file system."""
     where = str(path if path is not None else error.filename or "a file")
     if error.errno == errno.ENOSPC:
-        return FileError(
-            f"the disk is full: {where} could not be written", hint="free some space, then run the same command again"
-        )
+        return FileError(f"the disk is full: {where} could not be written", hint=f"free some space{AGAIN}")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return FileError(f"no permission: {where}", hint="choose another path, or change its permissions")
     if error.errno == errno.ENOENT:

@@ -28,6 +28,7 @@ from tinkertools.config import (
 )
 from tinkertools.engines import Choice, choose, open_service
 from tinkertools.errors import EngineError, FileError, Interrupted, ModelError, RunError, UsageError
+from tinkertools.files import AGAIN
 from tinkertools.loop import Loop, stop_on_interrupt
 from tinkertools.options import (
     BaseUrl,
@@ -127,7 +128,8 @@ def command(
         if dry_run:
             show_plan(plan, use_cache=not no_cache)
         else:
-            train(plan, use_cache=not no_cache, timeout=timeout)
+            with resumable(plan.run):
+                train(plan, use_cache=not no_cache, timeout=timeout)
     except KeyboardInterrupt:
         raise left_at_once(plan) from None
 
@@ -255,16 +257,14 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
             run.write_config(run_metadata(config, hashed, len(conversations), renderer))
         with TrainingLog.reopen(run.log, first_step) as log, stop_on_interrupt(console.say) as stop:
             loop = Loop(client, service, ready.fitted, batches, config, run, log, console.progress, console.warn)
-            with resumable(run):
-                interrupted = loop.run(first_step, total_steps, stop)
+            interrupted = loop.run(first_step, total_steps, stop)
         if interrupted:
             run.remove_leftovers()
             raise Interrupted(
                 f"stopped after step {interrupted} of {total_steps}; the state is saved",
                 hint=f"go on with it: tt train --resume {run.path}",
             )
-        with resumable(run):
-            loop.finish(total_steps)
+        loop.finish(total_steps)
     write_plots(run.plots, log.steps)
     show_summary(run, log)
     if config.engine == "tinker":
@@ -273,13 +273,14 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
 
 @contextmanager
 def resumable(run: "RunDirectory") -> Iterator[None]:
-    """Errors within the block also tell how the run goes on."""
+    """Errors within the block also tell how the run goes on, once there is one."""
     try:
         yield
     except (EngineError, FileError) as error:
-        first = "make room" if isinstance(error, FileError) else error.hint
-        step = run.next_step()
-        goes_on = f"go on with step {step}: tt train --resume {run.path}"
+        if not run.exists:
+            raise
+        goes_on = f"go on with step {run.next_step()}: tt train --resume {run.path}"
+        first = error.hint.removesuffix(AGAIN) if error.hint else None
         raise type(error)(error.message, hint=f"{first}; then {goes_on}" if first else goes_on) from error
 
 

@@ -175,3 +175,17 @@ def test_afterwards_nothing_is_watched() -> None:
 )
 def test_what_an_error_says(body: object, words: str | None) -> None:
     assert detail_of(body) == words
+
+
+def test_a_server_that_fails_to_tell_is_not_asked_at_once_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("tinkertools.remote.wire.asyncio.sleep", sleep)
+    wire = Wire(URL)
+    talk(wire, always(500), *["retrieve_future"] * 9)
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
+    talk(wire, always(408), "retrieve_future")
+    assert len(pauses) == 9

@@ -152,7 +152,7 @@ def _download(url: str, target: Path, what: str, service: "ServiceClient") -> No
 def _download_once(url: str, target: Path, what: str, service: "ServiceClient") -> None:
     said = time.monotonic()
     with (
-        httpx.Client(follow_redirects=True, timeout=_SILENCE) as client,
+        httpx.Client(follow_redirects=True, timeout=min(_SILENCE, service.waiter.limit)) as client,
         client.stream("GET", url) as response,
         target.open("wb") as file,
     ):

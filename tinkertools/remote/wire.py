@@ -5,6 +5,7 @@ what the server said last. And where an answer to an optimizer step was lost, se
 twice: a server that does not know requests by their sequence number would do so. Such a request is not sent again.
 """
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,10 @@ _ONCE = {
     "save_weights_external",
     "load_weights",
 }
+# What asks whether something is done. The SDK asks again at once where a server answers with an error: not here.
+_POLLS = {"retrieve_future", "retrieve_futures"}
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 5.0
 # Answers of servers and proxies that did nothing with the request: it may be sent again.
 _NOT_DONE = {408, 425, 429, 503}
 # Thrown before anything was sent.
@@ -120,6 +125,8 @@ def watch(wire: Wire) -> Iterator[None]:
             wire.failed(endpoint, error)
             raise
         wire.answered(endpoint, response)
+        if endpoint in _POLLS and wire.server_errors:
+            await asyncio.sleep(min(_FIRST_PAUSE * 2 ** min(wire.server_errors, 10), _LONGEST_PAUSE))
         return response
 
     httpx.AsyncClient.send = send  # type: ignore[method-assign,assignment]
