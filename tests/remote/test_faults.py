@@ -313,8 +313,24 @@ def test_state_has_expired(train: Train, run: Path, server: StandIn) -> None:
     server.expire(state)
     result = train(server.url, "--resume", run)
     assert result.code == 1
-    assert f"HTTP 404): no checkpoint {state}: it may have expired" in flat(result)
+    assert f"does not have {state} any more (HTTP 404): no checkpoint {state}: it may have expired" in flat(result)
     assert "Traceback" not in result.err
+    # It would fail again.
+    assert "--resume" not in result.err
+
+
+def test_a_resume_that_finds_no_server_says_how_to_go_on(
+    train: Train, run: Path, server: StandIn, undisturbed: Lineage
+) -> None:
+    with Proxy(server.url, [Fault("error_before", "optim_step", 5)]) as proxy:
+        assert train(proxy.url).code == 1
+        proxy.refuse_connections()
+        result = train(proxy.url, "--resume", run)
+    assert "no connection" in flat(result)
+    assert f"then go on with step 5: tt train --resume {run}" in flat(result)
+    check_words(result, run)
+    assert train(server.url, "--resume", run, timeout=60).code == 0
+    check_run(run, server, undisturbed)
 
 
 def test_lost_answer_is_not_sent_again(train: Train, run: Path, server: StandIn) -> None:

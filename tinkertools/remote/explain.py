@@ -4,13 +4,17 @@ import os
 from collections.abc import Iterator
 from importlib.metadata import version
 
-from tinkertools.errors import EngineError, TinkertoolsError
+from tinkertools.errors import EngineError, RunError, TinkertoolsError
 from tinkertools.remote.waiting import Waiter
 from tinkertools.remote.wire import detail_of, short
 
 # Versions of the SDK that a server understands: looked up and tried, see the table in the README.
 SKYRL_SDK = "0.24.1"
 TUFT_SDK = "0.25.0"
+
+
+# How the loading of a state is called, with its path behind.
+LOADING = "loading "
 
 
 def sdk_version() -> str:
@@ -60,6 +64,11 @@ def explain(error: BaseException, waiter: Waiter, what: str) -> TinkertoolsError
         return EngineError(
             f"{server} does not understand what SDK {sdk_version()} sends as {what} (HTTP 422): {words}",
             hint=type_older(TUFT_SDK if "optimizer_config" in words else SKYRL_SDK),
+        )
+    if status == 404 and what.startswith(LOADING):
+        return RunError(
+            f"{server} does not have {what.removeprefix(LOADING)} any more (HTTP 404): {words}",
+            hint="the run cannot be gone on with: start a new one, and keep its states for longer with --ttl-seconds",
         )
     if status == 404:
         gone = "`tt inspect-api --checkpoints` lists what is there: checkpoints end after their --ttl-seconds"

@@ -14,7 +14,7 @@ from typing import Any, Generic, Self, TypeVar
 from tinkertools.config import CONTACT_SECONDS, without_password
 from tinkertools.errors import EngineError, ModelError, ServerTimeoutError, without_secrets
 from tinkertools.remote.download import Downloads
-from tinkertools.remote.explain import explain, mismatch
+from tinkertools.remote.explain import LOADING, explain, mismatch
 from tinkertools.remote.waiting import Waiter, settled, standard
 from tinkertools.remote.wire import Wire, watch
 from tinkertools.reporting import Notify
@@ -239,11 +239,12 @@ class ServiceClient:
         """Go on from a state on the server.
 
         Raises:
-            EngineError: it is not there any more, or the server does not understand this SDK.
+            RunError: it is not there any more.
+            EngineError: the server refuses, or does not understand this SDK.
         """
         with self._impatient():
             made = self.call(
-                f"loading {path}", lambda: settled(self._sdk.create_training_client_from_state_with_optimizer(path))
+                f"{LOADING}{path}", lambda: settled(self._sdk.create_training_client_from_state_with_optimizer(path))
             )
             return self._probed(TrainingClient(made, self.waiter, self._downloads))
 
