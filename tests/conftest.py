@@ -32,6 +32,15 @@ ROOT = Path(__file__).resolve().parents[1]
 _ON_ONE_WORKER = ("test_skyrl.py",)
 
 
+# What takes minutes begins first, so that no worker is left alone with it at the end.
+_LONG = ("test_skyrl.py", "test_main_job.py", "test_starter_script.py", "test_real_data.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of the tests."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Any test on any worker, but for files that need one worker. The plugin's marks for it are lost on pytest 9.2."""

@@ -37,11 +37,15 @@ def test_the_tokenizer_is_the_scripts(script: ModuleType) -> None:
     assert made["added_tokens"] == kept["added_tokens"]
 
 
-def test_the_scripts_training_repeats_to_the_bit_and_learns(script: ModuleType) -> None:
+def test_the_scripts_training_repeats_to_the_bit_and_learns(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(shipped.STARTER_MODEL)
-    once, twice = (script.train_model(tokenizer, 2).state_dict() for _ in range(2))
+    # Few conversations a step say the same, and take seconds.
+    monkeypatch.setattr(script, "BATCH", 2)
+    once, twice = (script.train_model(tokenizer, 3).state_dict() for _ in range(2))
     assert all(torch.equal(once[name], tensor) for name, tensor in twice.items())
     fresh = script.make_model(len(tokenizer)).to(torch.bfloat16).state_dict()
     assert not all(torch.equal(fresh[name], tensor) for name, tensor in once.items())

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pwd
+import shutil
 import signal
 import socket
 import sqlite3
@@ -23,6 +25,9 @@ SERVER = ROOT.parent / "shared" / "servers" / "skyrl.sh"
 SURROUNDINGS = {k: v for k, v in os.environ.items() if not k.startswith(("TINKER_", "HF_"))}
 KEPT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinkertools-tests"
 
+# Where programs are looked for: those that were installed with the tests come first.
+TOOLS = os.pathsep.join([str(Path(sys.executable).parent), SURROUNDINGS.get("PATH", os.defpath)])
+
 # Servers of one's own take any key that begins so. It must never be seen again.
 KEY = "tml-planted-key-1234567890"
 
@@ -39,6 +44,18 @@ class Ran:
     code: int
     out: str
     err: str
+
+
+def python_surroundings() -> dict[str, str] | None:
+    """What leads the server's script to a Python 3.12, which SkyRL needs; None where this machine has none."""
+    homes = (os.environ.get("HOME"), pwd.getpwuid(os.getuid()).pw_dir)
+    roots = [os.environ.get("PYENV_ROOT"), *(f"{home}/.pyenv" for home in homes if home)]
+    for root in filter(None, roots):
+        if any(Path(root).glob("versions/3.12*/bin/python")):
+            return {"PYENV_ROOT": root}
+    uv = shutil.which("uv", path=TOOLS)
+    found = uv and subprocess.run([uv, "python", "find", "3.12"], capture_output=True, check=False).returncode == 0
+    return {} if found else None
 
 
 def free_port() -> int:
@@ -76,7 +93,8 @@ class SkyRL:
             "HF_HUB_OFFLINE": "1",
             # Lines of the log are not broken.
             "COLUMNS": "300",
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), SURROUNDINGS.get("PATH", os.defpath)]),
+            "PATH": TOOLS,
+            **(python_surroundings() or {}),
         }
         with log.open("ab") as output:
             seen = output.tell()

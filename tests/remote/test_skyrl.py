@@ -17,7 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import COMMAND_SECONDS, KEPT, KEY, ROOT, SERVER, SURROUNDINGS, Ran, SkyRL, ended
+from servers import (
+    COMMAND_SECONDS,
+    KEPT,
+    KEY,
+    ROOT,
+    SERVER,
+    SURROUNDINGS,
+    TOOLS,
+    Ran,
+    SkyRL,
+    ended,
+    python_surroundings,
+)
 
 # Starting the server may take as long as downloading it.
 pytestmark = pytest.mark.timeout(1500)
@@ -96,8 +108,10 @@ def skyrl(served: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sky
     """A SkyRL server with that model. All tests of this file run on one worker."""
     if not SERVER.is_file():
         pytest.skip(f"the script that starts SkyRL is not at {SERVER}")
-    if not (shutil.which("uv") or (Path(sys.executable).parent / "uv").is_file()):
+    if not shutil.which("uv", path=TOOLS):
         pytest.skip("SkyRL is started by uv, which is not installed")
+    if python_surroundings() is None:
+        pytest.skip("SkyRL needs Python 3.12, and this machine has none")
     server = SkyRL(served, tmp_path_factory.mktemp("skyrl"))
     server.start()
     try:
