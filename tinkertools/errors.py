@@ -6,6 +6,7 @@ TinkertoolsError            exit 1, explained in plain words
 ├── RunError                run directories and adapters
 ├── EngineError             the engine refused a request, or a server did
 │   └── ServerTimeoutError  a server gave no answer in time
+├── UploadError             a repository on the Hub cannot be made or written
 ├── FileError               the file system: missing, a directory, no space, no permission
 ├── NotYetError             a part that this version does not have
 ├── UsageError              options that contradict each other: exit 2
@@ -16,8 +17,8 @@ import os
 import re
 
 # Variables whose values are secrets, and what keys of the services look like when they are met elsewhere.
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"\b(?:tml-|hf_)[\w.-]{8,}|\beyJ[\w-]{8,}\.[\w.-]+|(?<=Bearer )[^\s'\"]+", re.IGNORECASE)
+SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"\b(?:tml-|hf_)[\w.-]{8,}|\beyJ[\w-]{8,}\.[\w.-]+|(?<=(?i:Bearer) )[^\s'\"]+")
 # Shorter values are words that may stand in any text.
 _SHORTEST_SECRET = 8
 
@@ -25,7 +26,7 @@ _SHORTEST_SECRET = 8
 def without_secrets(text: str) -> str:
     """A text with every key and token in it blacked out: servers and libraries repeat what they were sent."""
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name):
+        if len(value) >= _SHORTEST_SECRET and SECRET_NAME.search(name):
             text = text.replace(value, "(secret)")
     return _SECRET_VALUE.sub("(secret)", text)
 
@@ -59,6 +60,10 @@ class EngineError(TinkertoolsError):
 
 class ServerTimeoutError(EngineError):
     """A server that gave no answer in time: what comes after it need not be tried."""
+
+
+class UploadError(TinkertoolsError):
+    """What a Hub refuses, or a Hub that is not reached."""
 
 
 class FileError(TinkertoolsError):
