@@ -69,12 +69,6 @@ def test_wrong_usage_exits_with_2(tt: Callable[..., Any], arguments: list[str], 
     assert found.out == ""
 
 
-def test_what_is_not_there_yet_says_so(tt: Callable[..., Any]) -> None:
-    found = tt("upload", "--hf-repo-id", "me/it")
-    assert (found.code, found.out) == (1, "")
-    assert "tt upload is not in this version: nothing was merged or uploaded" in found.err
-
-
 def test_the_environment_wins_over_dotenv(tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / ".env").write_text('TINKER_API_KEY="tml-from-the-file-123"\nTINKER_BASE_URL=ftp://file\n')
 

@@ -201,6 +201,15 @@ class _Target:
         return f"{self.endpoint}/{self.repo_id}"
 
 
+def check_token() -> None:
+    """Refuse at once what could not be sent later.
+
+    Raises:
+        UploadError: there is no token.
+    """
+    _token(_endpoint())
+
+
 def push(folder: Path, files: Sequence[str], repo_id: str, *, private: bool, notify: Notify) -> str:
     """Put files of a folder into a repository, in one commit; the commit's address.
 

@@ -81,3 +81,9 @@ def make_loadable(directory: Path, base_model: str) -> None:
 
 def _peft_name(name: str) -> str:
     return name.replace("base_model.model.model.unembed_tokens.", "base_model.model.lm_head.")
+
+
+def rank_of(directory: Path) -> int | None:
+    """The rank of an adapter, where it says."""
+    rank = orjson.loads((directory / ADAPTER_CONFIG).read_bytes()).get("r")
+    return rank if isinstance(rank, int) else None

@@ -14,7 +14,7 @@ import httpx
 from tinkertools.adapters.peft_files import ADAPTER_CONFIG, is_adapter, make_loadable
 from tinkertools.errors import EngineError, RunError
 from tinkertools.files import explain_os_errors
-from tinkertools.remote.explain import status_of
+from tinkertools.remote.explain import sdk_version, status_of
 from tinkertools.remote.waiting import settled
 
 if TYPE_CHECKING:
@@ -100,6 +100,11 @@ class Downloads:
         archive.unlink()
 
     def _fetch_external(self, saved_as: str, folder: Path, service: "ServiceClient") -> None:
+        if saved_as not in self.external:
+            raise EngineError(
+                f"SDK {sdk_version()} downloads only what the same command has saved",
+                hint="run it with an SDK that knows archives: uv run --with 'tinker==0.34.0' tt …",
+            )
         path = self.external.pop(saved_as).result().path
         found = service.call(
             f"the files of {path}",

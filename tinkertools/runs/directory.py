@@ -259,6 +259,12 @@ def find_weights(path: str | None, output_dir: Path) -> Weights:
     )
 
 
+def run_of(weights: Weights) -> RunDirectory | None:
+    """The run that an adapter belongs to, where it lies in one."""
+    run = RunDirectory(weights.directory.resolve().parent) if weights.directory else None
+    return run if run and run.exists else None
+
+
 def _weights_of_run(run: RunDirectory) -> Weights:
     if run.finished:
         return _weights_in(run.final_weights, run, run.path.name)

@@ -1,0 +1,150 @@
+"""The model card: what a repository says of the model in it, without a word of the machine it was made on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Of the run's configuration, what a reader wants to know, with its name for people.
+_SETTINGS = {
+    "rank": "LoRA rank", "learning_rate": "peak learning rate", "lr_schedule": "schedule",
+    "warmup_steps": "warm-up steps",
+    "batch": "conversations a step", "epochs": "epochs", "max_length": "longest example (0: the model's limit)",
+    "train_on_what": "trained on", "seed": "seed",
+}  # fmt: skip
+# The ranks that vLLM reserves room for.
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+# Answers that are shown, and how much of each.
+_SAMPLES = 5
+_LONGEST = 400
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model that is to be published.
+
+    Attributes:
+        repo_id: USER/NAME, or None where none is chosen yet.
+        base_model: its name: on the Hub where it has a slash, else a folder's last part.
+        merged: whether the weights are merged, or an adapter's.
+        rank: of the adapter.
+        run: the run's `config.json`, where there is one.
+        steps: its log's entries.
+        comparison: the results of `tt compare` of this run, where there are some.
+        curve: the file of the loss curve in the repository.
+        license: as the Hub names it.
+    """
+
+    repo_id: str | None
+    base_model: str
+    merged: bool
+    rank: int | None
+    run: Mapping[str, Any] = field(default_factory=dict)
+    steps: Sequence[Mapping[str, Any]] = ()
+    comparison: Mapping[str, Any] | None = None
+    curve: str | None = None
+    license: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return self.repo_id.rpartition("/")[2] if self.repo_id else f"{self.base_model.rpartition('/')[2]}-lora"
+
+
+def model_card(facts: Facts) -> str:
+    """The card as Markdown, with the metadata that the Hub reads at its head."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        base_model=facts.base_model if "/" in facts.base_model else None,
+        library_name="transformers" if facts.merged else "peft",
+        pipeline_tag="text-generation",
+        license=facts.license,
+        tags=["tinkertools", *([] if facts.merged else ["lora"])],
+    )
+    config = facts.run.get("config", {})
+    parts = [
+        f"---\n{data.to_yaml().strip()}\n---",
+        f"# {facts.name}",
+        f"{'Merged weights' if facts.merged else 'A LoRA adapter'}, tuned from {facts.base_model} with tinkertools.",
+        _training(facts, config),
+        _results(facts.comparison),
+        _loading(facts),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _training(facts: Facts, config: Mapping[str, Any]) -> str:
+    if not config:
+        return ""
+    data = facts.run.get("data", {})
+    rows = [
+        ("data", f"{Path(str(config.get('data', ''))).name} ({data.get('conversations', '?')} conversations)"),
+        ("renderer", str(facts.run.get("renderer", ""))),
+        *((words, str(config[name])) for name, words in _SETTINGS.items() if name in config),
+    ]
+    if facts.steps:
+        tokens = sum(int(step["trained_tokens"]) for step in facts.steps)
+        rows += [
+            ("steps", str(len(facts.steps))),
+            ("trained tokens", f"{tokens:,}"),
+            ("loss (mean NLL)", f"{facts.steps[0]['loss']:.4f} at the start, {facts.steps[-1]['loss']:.4f} at the end"),
+        ]
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
+    curve = f"\n\n![loss]({facts.curve})" if facts.curve else ""
+    return f"## Training\n\n| | |\n|---|---|\n{table}{curve}"
+
+
+def _results(comparison: Mapping[str, Any] | None) -> str:
+    if not comparison:
+        return ""
+    parts = ["## What changed"]
+    scores = comparison.get("scores", {})
+    if all("nll" in scores.get(label, {}) for label in ("base", "lora")):
+        base, lora = scores["base"], scores["lora"]
+        parts.append(
+            f"Masked NLL of held-out answers ({lora['trained_tokens']:,} tokens): {base['nll']:.4f} before, "
+            f"{lora['nll']:.4f} after."
+        )
+    samples = [row for row in comparison.get("results", []) if row.get("lora_response")][:_SAMPLES]
+    if samples:
+        rows = "\n".join(
+            f"| {_cell(_question(row))} | {_cell(row.get('base_response') or '')} | {_cell(row['lora_response'])} |"
+            for row in samples
+        )
+        parts.append(f"| prompt | before | after |\n|---|---|---|\n{rows}")
+    return "\n\n".join(parts) if len(parts) > 1 else ""
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    content = row["prompt"][-1].get("content")
+    if isinstance(content, str):
+        return content
+    return " ".join(str(part.get("text", "")) for part in content or [] if isinstance(part, Mapping))
+
+
+def _loading(facts: Facts) -> str:
+    repo = facts.repo_id or "USER/NAME"
+    if facts.merged:
+        code = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("{repo}")\n'
+            f'model = AutoModelForCausalLM.from_pretrained("{repo}")'
+        )
+        serve = f"vllm serve {repo}"
+    else:
+        code = (
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("{facts.base_model}")\n'
+            f'base = AutoModelForCausalLM.from_pretrained("{facts.base_model}")\n'
+            f'model = PeftModel.from_pretrained(base, "{repo}")'
+        )
+        rank = next((rank for rank in _VLLM_RANKS if rank >= (facts.rank or 0)), _VLLM_RANKS[-1])
+        serve = f"vllm serve {facts.base_model} --enable-lora --max-lora-rank {rank} --lora-modules {facts.name}={repo}"
+    return f"## How to use it\n\n```python\n{code}\n```\n\n```\n{serve}\n```"
+
+
+def _cell(text: str) -> str:
+    """A text in one cell of a table."""
+    flat = " ".join(text.split()).replace("|", "\\|")
+    return flat if len(flat) <= _LONGEST else f"{flat[: _LONGEST - 1]}…"
