@@ -93,6 +93,8 @@ class SkyRL:
             "HF_HUB_OFFLINE": "1",
             # Lines of the log are not broken.
             "COLUMNS": "300",
+            # Certificates that a machine or its network brings count for uv as they do for pip.
+            "UV_SYSTEM_CERTS": "1",
             "PATH": TOOLS,
             **(python_surroundings() or {}),
         }
