@@ -26,7 +26,7 @@ from tinkertools.chat.sources import find_source
 Tt = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[2]
 
-# The median of so many turns, taken in alternation: what else the machine does disturbs both, and one lucky turn is none.
+# The median of so many turns, taken in alternation: what else the machine does disturbs both, and luck counts less.
 TURNS = 9
 WARM_UP = 5
 BATCH = 8
