@@ -11,9 +11,9 @@ import typer
 
 from tinkertools import console
 from tinkertools.chat.tokenizing import LOADING_HINT
-from tinkertools.config import ENGINE, OUTPUT_DIR, TIMEOUT_SECONDS, AnswerDefaults, ServerSettings
+from tinkertools.config import OUTPUT_DIR, TIMEOUT_SECONDS, AnswerDefaults, ServerSettings
 from tinkertools.errors import Interrupted, ModelError, RunError, UsageError
-from tinkertools.options import BaseUrl, EngineOption, OutputDir, TimeoutOption
+from tinkertools.options import BaseUrl, OutputDir, TimeoutOption
 
 if TYPE_CHECKING:
     from tinkertools.runs.directory import RunDirectory, Weights
@@ -33,7 +33,6 @@ class Options:
     base_model: str
     folder: Path
     repo_id: str | None
-    private: bool
     merged: bool
     include_run: bool
     license: str | None
@@ -61,7 +60,6 @@ def command(
         typer.Option(help="Results of tt compare, for the card. Left out: those here, if they are this run's."),
     ] = None,
     license: Annotated[str | None, typer.Option(help="Of the result, as the Hub names it: apache-2.0.")] = None,
-    engine: EngineOption = ENGINE,
     base_url: BaseUrl = None,
     timeout: TimeoutOption = TIMEOUT_SECONDS,
     output_dir: OutputDir = OUTPUT_DIR,
@@ -81,8 +79,8 @@ def command(
     server = ServerSettings.from_environment(base_url)
     try:
         options = Options(
-            weights=weights, run=run_of(weights), base_model=base_of(base_model, weights, server, engine, timeout),
-            folder=download_dir or default_folder(weights, merge), repo_id=repo_id, private=hf_private, merged=merge,
+            weights=weights, run=run_of(weights), base_model=base_of(base_model, weights, server, timeout),
+            folder=download_dir or default_folder(weights, merge), repo_id=repo_id, merged=merge,
             include_run=include_run, license=license, comparison=comparison,
         )  # fmt: skip
         adapter = adapter_here(options, server, timeout)
@@ -111,7 +109,7 @@ def default_folder(weights: "Weights", merge: bool) -> Path:
     return Path("uploads") / f"{name}_{'merged' if merge else 'adapter'}"
 
 
-def base_of(named: str | None, weights: "Weights", server: ServerSettings, engine: str, timeout: float) -> str:
+def base_of(named: str | None, weights: "Weights", server: ServerSettings, timeout: float) -> str:
     """The base model: the one named, the adapter's own, or what the server says of it.
 
     Raises:
