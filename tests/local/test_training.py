@@ -17,8 +17,8 @@ from tinker import types
 from transformers import AutoModelForCausalLM
 
 from tinkertools.errors import EngineError
-from tinkertools.local import ServiceClient, losses
-from tinkertools.local.training import Item, TrainingClient, parts
+from tinkertools.local import ServiceClient
+from tinkertools.local.training import TrainingClient
 
 ALPHA = 32
 
@@ -397,69 +397,6 @@ def test_bad_steps_and_states_are_refused(service: ServiceClient, tiny: str, tmp
         service.create_sampling_client(str(tmp_path))
     with pytest.raises(EngineError, match="rank is 0"):
         service.create_lora_training_client(tiny, rank=0)
-
-
-@settings(max_examples=100)
-@given(st.lists(st.integers(1, 4000), min_size=1, max_size=120))
-def test_groups_hold_every_item_once_within_the_budget(lengths: list[int]) -> None:
-    empty = torch.zeros(0)
-    items = [Item(torch.zeros(n, dtype=torch.long), empty, empty) for n in lengths]
-    groups = parts(items)
-    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-    for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 8192
-
-
-def test_logits_exist_for_one_chunk_at_a_time() -> None:
-    torch.manual_seed(0)
-    weight = torch.randn(50, 8)
-    hidden, targets, weights = torch.randn(23, 8), torch.randint(0, 50, (23,)), torch.rand(23)
-    shapes: list[tuple[int, ...]] = []
-
-    def logits(rows_N_D: torch.Tensor) -> torch.Tensor:
-        found = rows_N_D @ weight.T
-        shapes.append(tuple(found.shape))
-        return found
-
-    logprobs, gradient = losses.cross_entropy_backward(logits, hidden, targets, weights, chunk=5)
-    assert shapes == [(5, 50)] * 4 + [(3, 50)]
-    whole = hidden.clone().requires_grad_()
-    expected = (whole @ weight.T).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    (-(expected * weights).sum()).backward()
-    torch.testing.assert_close(logprobs, expected.detach(), atol=1e-5, rtol=1e-5)
-    assert whole.grad is not None
-    torch.testing.assert_close(gradient, whole.grad, atol=1e-5, rtol=1e-5)
-    assert losses.chunk_rows(151_936) * 151_936 * 4 <= 64 * 2**20
-
-
-def test_no_request_holds_more_logits_than_a_chunk(
-    service: ServiceClient, tiny: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = service.create_lora_training_client(tiny, rank=2, seed=2)
-    train(client, 2)
-    sampler = service.create_sampling_client(base_model=tiny)
-    sequence = types.ModelInput.from_ints(list(range(4, 40)))
-
-    def everything() -> list[Any]:
-        outputs = [client.forward_backward(BATCH, "cross_entropy"), client.forward(BATCH, "cross_entropy")]
-        found: list[Any] = [o["logprobs"].tolist() for output in outputs for o in output.result().loss_fn_outputs]
-        return [*found, sampler.compute_logprobs(sequence).result()]
-
-    whole = everything()
-    positions: list[int] = []
-    logits = client._base.logits
-
-    def counted(hidden_N_D: torch.Tensor) -> torch.Tensor:
-        positions.append(len(hidden_N_D))
-        return logits(hidden_N_D)
-
-    monkeypatch.setattr(client._base, "logits", counted)
-    monkeypatch.setattr(losses, "_LOGIT_ELEMENTS", 3 * 2048)
-    for found, expected in zip(everything(), whole, strict=True):
-        assert found == [None if value is None else pytest.approx(value, abs=1e-5) for value in expected]
-    # forward_backward asks for the six positions with a weight only, forward and compute_logprobs for all.
-    assert max(positions) == 3
-    assert sum(positions) == 6 + sum(one.model_input.length for one in BATCH) + 35
 
 
 def test_a_misfit_adapter_is_refused_and_leaves_the_model_usable(tmp_path: Path, tiny: str) -> None:

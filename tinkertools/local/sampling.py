@@ -9,7 +9,7 @@ import torch
 from tinker import types
 
 from tinkertools.errors import EngineError
-from tinkertools.local import losses, responses
+from tinkertools.local import responses, vocabulary
 from tinkertools.local.limits import tokens_of
 from tinkertools.local.model import BaseModel
 from tinkertools.local.worker import LocalFuture
@@ -202,7 +202,7 @@ class SamplingClient:
         """For each prompt its logprobs, or an error."""
         results: list[Any] = [self._prompt_error(prompt) for prompt in prompts]
         valid = sorted((i for i in range(len(prompts)) if results[i] is None), key=lambda i: len(prompts[i]))
-        chunk = losses.chunk_rows(self._base.vocabulary)
+        chunk = vocabulary.chunk_rows(self._base.vocabulary)
         with self._base.using(self._adapter):
             while valid:
                 self._base.worker.check()
@@ -214,7 +214,7 @@ class SamplingClient:
                 hidden_B_T_D = self._base.hidden_states(input_ids=ids_B_T, use_cache=False).last_hidden_state
                 for i, row, hidden_T_D in zip(group, rows, hidden_B_T_D, strict=True):
                     targets = row[1:].to(self._base.device)
-                    found = losses.token_logprobs(self._base.logits, hidden_T_D[: len(targets)], targets, chunk)
+                    found = vocabulary.token_logprobs(self._base.logits, hidden_T_D[: len(targets)], targets, chunk)
                     results[i] = [None, *found.tolist()]
         return results
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,29 +9,16 @@ import torch
 from tinker import types
 
 from tinkertools.errors import EngineError
-from tinkertools.local import checkpoints, losses, responses
+from tinkertools.local import checkpoints, compute, responses
+from tinkertools.local.compute import Item
 from tinkertools.local.limits import tokens_of
+from tinkertools.local.losses import LOSSES, Loss
 from tinkertools.local.model import BaseModel
 from tinkertools.local.sampling import SamplingClient
 from tinkertools.local.worker import LocalFuture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Tokens, padding included, that go through the model at once; a larger request is computed in parts.
-_TOKEN_BUDGET = 8192
-# From this many tokens on, a larger group is no faster a token than two smaller ones; and the padding it may hold.
-_BUSY_TOKENS = 1024
-_PADDING_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class Item:
-    """A checked datum: `tokens` and `targets` of one length, `weights` of the same, float32."""
-
-    tokens: torch.Tensor
-    targets: torch.Tensor
-    weights: torch.Tensor
 
 
 class TrainingClient:
@@ -123,81 +109,49 @@ class TrainingClient:
     def _forward_backward(
         self, data: Sequence[types.Datum], loss_fn: str, config: Mapping[str, float | str] | None
     ) -> types.ForwardBackwardOutput:
-        items = self._checked(data, loss_fn, config)
-        logprobs: list[torch.Tensor] = [torch.zeros(0)] * len(items)
-        with self._base.using(self._adapter, train=True):
-            for part in parts(items):
-                self._base.worker.check()
-                for i, values in zip(part, self._backward([items[i] for i in part]), strict=True):
-                    logprobs[i] = values
+        loss, settings, items = self._checked(data, loss_fn, config)
+        logprobs = compute.backward(self._base, self._adapter, items, loss, settings)
         self._has_gradient = True
-        return _output(items, logprobs)
-
-    def _backward(self, items: list[Item]) -> list[torch.Tensor]:
-        device = self._base.device
-        tokens_B_T = pad([item.tokens for item in items]).to(device)
-        weights_B_T = pad([item.weights for item in items])
-        wanted_B_T = weights_B_T != 0
-        logprobs_B_T = torch.zeros(weights_B_T.shape)
-        if wanted_B_T.any():
-            # Padding stands on the right, where causal attention keeps it out of sight of every real token.
-            hidden_B_T_D = self._base.hidden_states(input_ids=tokens_B_T, use_cache=False).last_hidden_state
-            mask = wanted_B_T.to(device)
-            hidden_N_D = hidden_B_T_D[mask]
-            logprobs_N, gradient_N_D = losses.cross_entropy_backward(
-                self._base.logits,
-                hidden_N_D,
-                pad([item.targets for item in items]).to(device)[mask],
-                weights_B_T.to(device)[mask],
-                losses.chunk_rows(self._base.vocabulary),
-            )
-            if hidden_N_D.requires_grad:
-                hidden_N_D.backward(gradient_N_D)
-            logprobs_B_T[wanted_B_T] = logprobs_N.cpu()
-        return [row[: len(item.tokens)] for row, item in zip(logprobs_B_T, items, strict=True)]
+        return _output(items, logprobs, loss, settings)
 
     def _forward(
         self, data: Sequence[types.Datum], loss_fn: str, config: Mapping[str, float | str] | None
     ) -> types.ForwardBackwardOutput:
-        items = self._checked(data, loss_fn, config)
-        logprobs: list[torch.Tensor] = [torch.zeros(0)] * len(items)
-        chunk = losses.chunk_rows(self._base.vocabulary)
-        with self._base.using(self._adapter):
-            for part in parts(items):
-                tokens_B_T = pad([items[i].tokens for i in part]).to(self._base.device)
-                hidden_B_T_D = self._base.hidden_states(input_ids=tokens_B_T, use_cache=False).last_hidden_state
-                for i, hidden_T_D in zip(part, hidden_B_T_D, strict=True):
-                    targets = items[i].targets.to(self._base.device)
-                    found = losses.token_logprobs(self._base.logits, hidden_T_D[: len(targets)], targets, chunk)
-                    logprobs[i] = found.cpu()
-        return _output(items, logprobs)
+        loss, settings, items = self._checked(data, loss_fn, config)
+        return _output(items, compute.forward(self._base, self._adapter, items), loss, settings)
 
     def _checked(
         self, data: Sequence[types.Datum], loss_fn: str, config: Mapping[str, float | str] | None
-    ) -> list[Item]:
-        """The data as tensors, all of it checked before anything is computed."""
-        if loss_fn != "cross_entropy":
-            raise EngineError(
-                f"the loss '{loss_fn}' is not in the embedded engine of this version", hint="use cross_entropy"
-            )
+    ) -> tuple[Loss, dict[str, float], list[Item]]:
+        """The loss, its settings and the data as tensors, all of it checked before anything is computed."""
+        if loss_fn not in LOSSES:
+            raise EngineError(f"the loss '{loss_fn}' is not in the embedded engine", hint=f"use {', '.join(LOSSES)}")
         if config:
-            raise EngineError(f"cross_entropy takes no loss_fn_config, but got {', '.join(config)}")
+            raise EngineError(f"{loss_fn} takes no loss_fn_config, but got {', '.join(config)}")
         if not data:
             raise EngineError("no data: the list of datums is empty")
-        return [self._checked_datum(i, datum) for i, datum in enumerate(data)]
+        loss = LOSSES[loss_fn]
+        return loss, {}, [self._checked_datum(i, datum, loss) for i, datum in enumerate(data)]
 
-    def _checked_datum(self, i: int, datum: types.Datum) -> Item:
+    def _checked_datum(self, i: int, datum: types.Datum, loss: Loss) -> Item:
         tokens = torch.tensor(tokens_of(datum.model_input, f"data[{i}]"), dtype=torch.long)
-        inputs: Mapping[str, Any] = datum.loss_fn_inputs
-        if "target_tokens" not in inputs:
+        given: Mapping[str, Any] = datum.loss_fn_inputs
+        if "target_tokens" not in given:
             raise EngineError(f"data[{i}] has no target_tokens among its loss_fn_inputs")
-        targets = inputs["target_tokens"].to_torch().long()
-        weights = inputs["weights"].to_torch().float() if "weights" in inputs else torch.ones(len(tokens))
-        if targets.shape != tokens.shape or weights.shape != tokens.shape:
-            raise EngineError(
-                f"data[{i}]: {len(tokens)} tokens, target_tokens of shape {list(targets.shape)} and weights of shape "
-                f"{list(weights.shape)} must have one length"
-            )
+        targets = given["target_tokens"].to_torch().long()
+        inputs: dict[str, torch.Tensor] = {}
+        for name in loss.inputs:
+            if name in given:
+                inputs[name] = given[name].to_torch().float()
+            elif name in loss.optional:
+                inputs[name] = torch.full((len(tokens),), loss.optional[name])
+            else:
+                raise EngineError(f"data[{i}] has no {name} among its loss_fn_inputs")
+        for name, values in {"target_tokens": targets, **inputs}.items():
+            if values.shape != tokens.shape:
+                raise EngineError(
+                    f"data[{i}]: {len(tokens)} tokens and {name} of shape {list(values.shape)} must have one length"
+                )
         if not len(tokens):
             raise EngineError(f"data[{i}] has no tokens")
         if len(tokens) > self._base.max_length:
@@ -205,9 +159,10 @@ class TrainingClient:
         for name, ids in (("model_input", tokens), ("target_tokens", targets)):
             if int(ids.min()) < 0 or int(ids.max()) >= self._base.vocabulary:
                 raise EngineError(f"data[{i}]: {name} has ids outside the vocabulary of {self._base.vocabulary}")
-        if not torch.isfinite(weights).all():
-            raise EngineError(f"data[{i}]: weights must be finite numbers")
-        return Item(tokens, targets, weights)
+        for name, values in inputs.items():
+            if not torch.isfinite(values).all():
+                raise EngineError(f"data[{i}]: {name} must be finite numbers")
+        return Item(tokens, targets, inputs)
 
     def _optim_step(self, adam: types.AdamParams) -> types.OptimStepResponse:
         if not math.isfinite(adam.learning_rate):
@@ -249,30 +204,11 @@ class TrainingClient:
         return types.LoadWeightsResponse(path=path)
 
 
-def pad(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Rows of different lengths as one tensor (batch, longest), filled with 0 on the right."""
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-
-
-def parts(items: Sequence[Item]) -> list[list[int]]:
-    """Indices of the items in groups of like length, each within the token budget, padding included.
-
-    A group that is large enough to keep the processor busy ends where the next item would make its padding costly.
-    """
-    groups: list[list[int]] = []
-    real = 0
-    for i in sorted(range(len(items)), key=lambda i: len(items[i].tokens)):
-        length = len(items[i].tokens)  # sorted: the newest is the longest of its group
-        padded = length * (len(groups[-1]) + 1) if groups else 0
-        wasteful = real >= _BUSY_TOKENS and padded - real - length > _PADDING_SHARE * padded
-        if not groups or padded > _TOKEN_BUDGET or wasteful:
-            groups.append([])
-            real = 0
-        groups[-1].append(i)
-        real += length
-    return groups
-
-
-def _output(items: Sequence[Item], logprobs: Sequence[torch.Tensor]) -> types.ForwardBackwardOutput:
-    total = sum(float(-(values * item.weights).sum()) for values, item in zip(logprobs, items, strict=True))
+def _output(
+    items: Sequence[Item], logprobs: Sequence[torch.Tensor], loss: Loss, settings: Mapping[str, float]
+) -> types.ForwardBackwardOutput:
+    total = sum(
+        float(loss.token_losses(values, item.inputs, settings).sum())
+        for values, item in zip(logprobs, items, strict=True)
+    )
     return responses.forward_backward_output(logprobs, {"loss:sum": total})
