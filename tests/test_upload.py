@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def test_the_card_says_how_it_was_trained_and_what_changed(tt: Tt, trained: Path
     assert f"{scores['base']['nll']:.4f} before, {scores['lora']['nll']:.4f} after" in card
     assert "| prompt | before | after |" in card
     assert 'PeftModel.from_pretrained(base, "me/it")' in card
-    assert "--enable-lora --max-lora-rank 8" in card
+    assert "`tt upload --merge` makes them): the adapter changes lm_head" in card
+    assert "--lora-modules" not in card
     # Results of another adapter are not this one's.
     other = tt("upload", "--run", trained / "checkpoint_step_3", "--hf-repo-id", "me/it", "--dry-run")
     assert "before" not in (Path(other.out.strip()) / "README.md").read_text()
@@ -116,6 +118,57 @@ def test_merged_weights_answer_as_base_and_adapter(tt: Tt, untied: str, trained:
     assert 'AutoModelForCausalLM.from_pretrained("me/it")' in (folder / "README.md").read_text()
     again = tt("upload", "--run", trained, "--hf-repo-id", "me/it", "--dry-run", "--merge")
     assert again.code == 0, again.err
+
+
+def without_output_layer(adapter: Path) -> None:
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if "lm_head" not in name}, file)
+
+
+def test_what_servers_need_is_sent_with_merged_weights(tt: Tt, trained: Path) -> None:
+    command = ["upload", "--run", trained, "--hf-repo-id", "me/it", "--dry-run", "--merge"]
+    for exports in (["--export", "vllm", "--export", "ollama"], [], ["--export", "ollama"]):
+        found = tt(*command, *exports)
+        assert found.code == 0, found.err
+        folder = Path(found.out.strip())
+        for name, server in (("serve_vllm.sh", "vllm"), ("Modelfile", "ollama")):
+            assert (f"MB  {name}" in found.err) == (server in exports)
+    assert "exec vllm serve . --served-model-name it " in (folder / "serve_vllm.sh").read_text()
+    assert (folder / "serve_vllm.sh").stat().st_mode & 0o111 == 0o111
+    assert "Ollama's template writes conversations as the chat template does" in found.err
+    assert "Ollama does not convert Qwen3ForCausalLM itself" in found.err
+    text = (folder / "Modelfile").read_text()
+    assert '\nTEMPLATE """{{ range ' in text
+    assert '\nPARAMETER stop "<|im_end|>"\n' in text
+
+
+def test_an_adapter_that_servers_would_not_serve_is_not_built_for_them(tt: Tt, trained: Path) -> None:
+    command = ["upload", "--run", trained, "--hf-repo-id", "me/it", "--dry-run"]
+    for server in ("vllm", "ollama"):
+        found = tt(*command, "--export", server)
+        assert found.code == 1
+        assert f"--export {server}: the adapter changes lm_head" in found.err
+        assert "--merge" in found.err
+    assert not Path("uploads").exists()
+    without_output_layer(trained / "final_lora_weights")
+    found = tt(*command, "--export", "vllm")
+    assert found.code == 0, found.err
+    folder = Path(found.out.strip())
+    assert "MB  serve_vllm.sh" in found.err
+    assert "--enable-lora --max-lora-rank 8 --lora-modules it=. " in (folder / "serve_vllm.sh").read_text()
+    assert "--enable-lora --max-lora-rank 8 --lora-modules it=me/it" in (folder / "README.md").read_text()
+    found = tt(*command, "--export", "ollama")
+    assert found.code == 1
+    assert "does not take adapters of Qwen3ForCausalLM" in found.err
+
+
+def test_a_key_in_what_servers_need_stops_it(tt: Tt, trained: Path, untied: str, tmp_path: Path) -> None:
+    base = shutil.copytree(untied, tmp_path / "base")
+    (base / "chat_template.jinja").write_text(f"{TOKEN} {(base / 'chat_template.jinja').read_text()}")
+    options = ["--merge", "--export", "ollama", "--base-model", base]
+    found = tt("upload", "--run", trained, "--hf-repo-id", "me/it", "--dry-run", *options)
+    assert found.code == 1
+    assert "Modelfile:" in found.err.partition("holds keys or tokens: ")[2]
 
 
 def test_a_tensor_without_a_home_is_an_error(tt: Tt, trained: Path) -> None:
@@ -161,6 +214,7 @@ def test_without_a_token_nothing_is_built(
     [
         ([], "no --hf-repo-id"),
         (["--hf-repo-id", "nobody"], "nobody"),
+        (["--dry-run", "--export", "tgi"], "--export tgi: no such server"),
         (["--run", "a", "--checkpoint-path", "b", "--dry-run"], "name two things"),
     ],
 )

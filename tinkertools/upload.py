@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,12 +17,14 @@ from tinkertools.errors import Interrupted, ModelError, RunError, UsageError
 from tinkertools.options import BaseUrl, OutputDir, TimeoutOption
 
 if TYPE_CHECKING:
+    from tinkertools.adapters.export import Served
     from tinkertools.runs.directory import RunDirectory, Weights
 
 _CARD = "README.md"
 _CURVE = "loss.svg"
 _RUN_CONFIG = "tinkertools_run.json"
 _RUN_LOG = "training_log.json"
+_SERVERS = ("vllm", "ollama")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Options:
     include_run: bool
     license: str | None
     comparison: Path | None
+    export: tuple[str, ...] = ()
 
 
 def command(
@@ -59,6 +63,10 @@ def command(
         Path | None,
         typer.Option(help="Results of tt compare, for the card. Left out: those here, if they are this run's."),
     ] = None,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(metavar="vllm|ollama", help="Add what a server needs: serve_vllm.sh, a Modelfile. Repeatable."),
+    ] = None,
     license: Annotated[str | None, typer.Option(help="Of the result, as the Hub names it: apache-2.0.")] = None,
     base_url: BaseUrl = None,
     timeout: TimeoutOption = TIMEOUT_SECONDS,
@@ -70,6 +78,9 @@ def command(
 
     if run is not None and checkpoint_path is not None:
         raise UsageError("--run and --checkpoint-path name two things", hint="leave one of them out")
+    for server_name in export or ():
+        if server_name not in _SERVERS:
+            raise UsageError(f"--export {server_name}: no such server", hint=f"--export {' or '.join(_SERVERS)}")
     if hf_repo_id is None and not dry_run:
         raise UsageError("no --hf-repo-id", hint="--hf-repo-id USER/NAME, or --dry-run to build it only")
     repo_id = check_repo_id(hf_repo_id) if hf_repo_id else None
@@ -82,6 +93,7 @@ def command(
             weights=weights, run=run_of(weights), base_model=base_of(base_model, weights, server, timeout),
             folder=download_dir or default_folder(weights, merge), repo_id=repo_id, merged=merge,
             include_run=include_run, license=license, comparison=comparison,
+            export=tuple(dict.fromkeys(export or ())),
         )  # fmt: skip
         adapter = adapter_here(options, server, timeout)
         files = build(options, adapter)
@@ -155,20 +167,25 @@ def adapter_here(options: Options, server: ServerSettings, timeout: float) -> Pa
 def build(options: Options, adapter: Path) -> list[str]:
     """Everything that will be sent, in its folder and checked; the names of its files."""
     from tinkertools.adapters.card import Facts, model_card
-    from tinkertools.adapters.peft_files import rank_of
     from tinkertools.files import write_bytes, write_json
 
     folder, run = options.folder, options.run
+    served = served_of(options, adapter)
+    exports = dict(exported(options, served))  # what is refused is refused before anything is built
     folder.mkdir(parents=True, exist_ok=True)
     files = build_merged(options, adapter) if options.merged else build_adapter(options, adapter)
+    for name, text in exports.items():
+        write_bytes(folder / name, text.encode())
+        if text.startswith("#!"):
+            (folder / name).chmod((folder / name).stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+    files += exports
     metadata = run.read_config() if run else {}
     steps = json.loads(run.log.read_bytes())["steps"] if run and run.log.is_file() else []
     if run and (run.plots / _CURVE).is_file():
         shutil.copyfile(run.plots / _CURVE, folder / _CURVE)
         files.append(_CURVE)
     facts = Facts(
-        repo_id=options.repo_id, base_model=public_name(options.base_model), merged=options.merged,
-        rank=rank_of(adapter), run=metadata, steps=steps, comparison=comparison_of(options),
+        repo_id=options.repo_id, served=served, run=metadata, steps=steps, comparison=comparison_of(options),
         curve=_CURVE if _CURVE in files else None, license=options.license,
     )  # fmt: skip
     write_bytes(folder / _CARD, model_card(facts).encode())
@@ -178,6 +195,42 @@ def build(options: Options, adapter: Path) -> list[str]:
         write_json(folder / _RUN_LOG, {"version": 1, "steps": steps})
         files += [_RUN_CONFIG, _RUN_LOG]
     return sorted(files)
+
+
+def served_of(options: Options, adapter: Path) -> "Served":
+    """What the repository will hold, as servers see it."""
+    from tinkertools.adapters.export import Served, architecture_of, modules_of, settings_of
+    from tinkertools.adapters.peft_files import rank_of
+
+    base_model = public_name(options.base_model)
+    default_name = f"{base_model.rpartition('/')[2]}-lora"
+    return Served(
+        name=options.repo_id.rpartition("/")[2] if options.repo_id else default_name,
+        base_model=base_model, merged=options.merged, rank=rank_of(adapter), modules=modules_of(adapter),
+        architecture=architecture_of(base_folder(options.base_model, fetch=options.merged)),
+        settings=settings_of(adapter),
+    )  # fmt: skip
+
+
+def exported(options: Options, served: "Served") -> Iterator[tuple[str, str]]:
+    """The names and texts of the files that servers need.
+
+    Raises:
+        RunError: a server would not serve this as it was trained.
+        ModelError: the chat template cannot be written for Ollama.
+    """
+    from tinkertools.adapters.export import MODELFILE, VLLM_SCRIPT, ollama_files, vllm_script
+
+    if "vllm" in options.export:
+        if not served.merged and served.architecture is None:
+            console.warn(f"{served.base_model} is not on this machine: whether vLLM takes its adapters was not checked")
+        yield VLLM_SCRIPT, vllm_script(served)
+    if "ollama" in options.export:
+        text, notes = ollama_files(served, base_folder(options.base_model, fetch=options.merged))
+        console.say("checked: Ollama's template writes conversations as the chat template does")
+        for note in notes:
+            console.warn(f"{MODELFILE}: {note}")
+        yield MODELFILE, text
 
 
 def build_adapter(options: Options, adapter: Path) -> list[str]:
@@ -200,6 +253,7 @@ def build_adapter(options: Options, adapter: Path) -> list[str]:
 
 def build_merged(options: Options, adapter: Path) -> list[str]:
     """The merged model, held against base and adapter."""
+    from tinkertools.adapters.export import EXPORTED_FILES
     from tinkertools.adapters.merge import merge, plan_merge, verify_merge
     from tinkertools.adapters.verify import check_merged
 
@@ -212,7 +266,7 @@ def build_merged(options: Options, adapter: Path) -> list[str]:
     verify_merge(plan, options.folder)
     console.say("checked: every tensor is the base's, or base and adapter added up")
     console.say(check_merged(base, adapter, options.folder))
-    sent = {_CARD, _CURVE, _RUN_CONFIG, _RUN_LOG}
+    sent = {_CARD, _CURVE, _RUN_CONFIG, _RUN_LOG, *EXPORTED_FILES}
     return sorted(p.name for p in options.folder.iterdir() if p.is_file() and p.name not in sent and p.name[0] != ".")
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinkertools.adapters.export import Served, vllm_command, vllm_problem
+
 # Of the run's configuration, what a reader wants to know, with its name for people.
 _SETTINGS = {
     "rank": "LoRA rank", "learning_rate": "peak learning rate", "lr_schedule": "schedule",
@@ -12,8 +14,6 @@ _SETTINGS = {
     "batch": "conversations a step", "epochs": "epochs", "max_length": "longest example (0: the model's limit)",
     "train_on_what": "trained on", "seed": "seed",
 }  # fmt: skip
-# The ranks that vLLM reserves room for.
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # Answers that are shown, and how much of each.
 _SAMPLES = 5
 _LONGEST = 400
@@ -25,9 +25,7 @@ class Facts:
 
     Attributes:
         repo_id: USER/NAME, or None where none is chosen yet.
-        base_model: its name: on the Hub where it has a slash, else a folder's last part.
-        merged: whether the weights are merged, or an adapter's.
-        rank: of the adapter.
+        served: what the repository holds; its base model is on the Hub where its name has a slash.
         run: the run's `config.json`, where there is one.
         steps: its log's entries.
         comparison: the results of `tt compare` of this run, where there are some.
@@ -36,37 +34,31 @@ class Facts:
     """
 
     repo_id: str | None
-    base_model: str
-    merged: bool
-    rank: int | None
+    served: Served
     run: Mapping[str, Any] = field(default_factory=dict)
     steps: Sequence[Mapping[str, Any]] = ()
     comparison: Mapping[str, Any] | None = None
     curve: str | None = None
     license: str | None = None
 
-    @property
-    def name(self) -> str:
-        """What the model is called."""
-        return self.repo_id.rpartition("/")[2] if self.repo_id else f"{self.base_model.rpartition('/')[2]}-lora"
-
 
 def model_card(facts: Facts) -> str:
     """The card as Markdown, with the metadata that the Hub reads at its head."""
     from huggingface_hub import ModelCardData
 
+    served = facts.served
     data = ModelCardData(
-        base_model=facts.base_model if "/" in facts.base_model else None,
-        library_name="transformers" if facts.merged else "peft",
+        base_model=served.base_model if "/" in served.base_model else None,
+        library_name="transformers" if served.merged else "peft",
         pipeline_tag="text-generation",
         license=facts.license,
-        tags=["tinkertools", *([] if facts.merged else ["lora"])],
+        tags=["tinkertools", *([] if served.merged else ["lora"])],
     )
     config = facts.run.get("config", {})
     parts = [
         f"---\n{data.to_yaml().strip()}\n---",
-        f"# {facts.name}",
-        f"{'Merged weights' if facts.merged else 'A LoRA adapter'}, tuned from {facts.base_model} with tinkertools.",
+        f"# {served.name}",
+        f"{'Merged weights' if served.merged else 'A LoRA adapter'}, tuned from {served.base_model} with tinkertools.",
         _training(facts, config),
         _results(facts.comparison),
         _loading(facts),
@@ -124,24 +116,25 @@ def _question(row: Mapping[str, Any]) -> str:
 
 
 def _loading(facts: Facts) -> str:
-    repo = facts.repo_id or "USER/NAME"
-    if facts.merged:
+    repo, served = facts.repo_id or "USER/NAME", facts.served
+    if served.merged:
         code = (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f'tokenizer = AutoTokenizer.from_pretrained("{repo}")\n'
             f'model = AutoModelForCausalLM.from_pretrained("{repo}")'
         )
-        serve = f"vllm serve {repo}"
     else:
         code = (
             "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'tokenizer = AutoTokenizer.from_pretrained("{facts.base_model}")\n'
-            f'base = AutoModelForCausalLM.from_pretrained("{facts.base_model}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{served.base_model}")\n'
+            f'base = AutoModelForCausalLM.from_pretrained("{served.base_model}")\n'
             f'model = PeftModel.from_pretrained(base, "{repo}")'
         )
-        rank = next((rank for rank in _VLLM_RANKS if rank >= (facts.rank or 0)), _VLLM_RANKS[-1])
-        serve = f"vllm serve {facts.base_model} --enable-lora --max-lora-rank {rank} --lora-modules {facts.name}={repo}"
-    return f"## How to use it\n\n```python\n{code}\n```\n\n```\n{serve}\n```"
+    if problem := vllm_problem(served):
+        serve = f"Servers need merged weights (`tt upload --merge` makes them): {problem}."
+    else:
+        serve = f"```\n{vllm_command(served, repo)}\n```"
+    return f"## How to use it\n\n```python\n{code}\n```\n\n{serve}"
 
 
 def _cell(text: str) -> str:
