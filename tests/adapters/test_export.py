@@ -1,6 +1,8 @@
 """What servers get beside the weights: Ollama's template says what the chat template says, or it is refused."""
 
 import importlib.util
+import json
+import shutil
 import stat
 import subprocess
 import sys
@@ -161,6 +163,11 @@ OTHERS = {
     "llama 2": "{% set at = namespace(s='') %}{% for m in messages %}{% if m.role == 'system' %}{% set at.s = "
     "'<<SYS>>\n' + m.content + '\n<</SYS>>\n\n' %}{% elif m.role == 'user' %}{{ '<s>[INST] ' + at.s + m.content + "
     "' [/INST]' }}{% set at.s = '' %}{% else %}{{ ' ' + m.content + ' </s>' }}{% endif %}{% endfor %}",
+    "mistral 7b 0.3": "{% set at = namespace(s='') %}{% if messages[0].role == 'system' %}{% set at.s = "
+    "messages[0].content + '\n\n' %}{% set messages = messages[1:] %}{% endif %}{{ '<s>' }}{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ '[INST] ' + (at.s if loop.last else '') + m.content + '[/INST]' }}"
+    "{% elif m.role == 'system' %}{{ raise_exception('roles must alternate') }}"
+    "{% else %}{{ ' ' + m.content + '</s>' }}{% endif %}{% endfor %}",
     "the first turn differs": "{% for m in messages %}{% if m.role == 'user' %}{{ 'FIRST ' if loop.first else 'Q ' }}"
     "{% elif m.role == 'system' %}{{ 'S ' }}{% endif %}{{ m.content }}{% endfor %}{{ 'A ' }}",
 }  # fmt: skip
@@ -265,6 +272,18 @@ def test_the_modelfile_of_the_starter() -> None:
         "python convert_hf_to_gguf.py . --outfile model.gguf"
     ]
     assert f"# {notes[0]}\n" in text
+
+
+def test_sampling_is_taken_from_the_generation_configuration(tmp_path: Path) -> None:
+    base = shutil.copytree(STARTER_MODEL, tmp_path / "base")
+    for sample, expected in ((True, [("temperature", "0.6"), ("top_p", "0.95")]), (False, [])):
+        values = {"do_sample": sample, "temperature": 0.6, "top_p": 0.95, "eos_token_id": [2, 3]}
+        (base / "generation_config.json").write_text(json.dumps(values))
+        commands = read_modelfile(ollama_files(served(merged=True), base)[0])
+        assert [value for name, value in commands if name == "stop"] == [
+            starter_tokenizer().convert_ids_to_tokens(token) for token in (2, 3)
+        ]
+        assert [(name, value) for name, value in commands if name in ("temperature", "top_p", "top_k")] == expected
 
 
 def test_what_a_modelfile_says_of_weights_and_adapters() -> None:

@@ -1,4 +1,4 @@
-"""As much of Go's templates as `go_template` writes: actions without trimming, `if`, `range`, four functions.
+"""As much of Go's templates as `go_template` writes: actions without trimming, `if`, `range`, a few functions.
 
 It reads the text that is sent, so that a mistake in escaping shows. https://pkg.go.dev/text/template
 """
@@ -115,7 +115,7 @@ def _evaluate(expression: str, scope: _Scope) -> Any:
 def _call(tokens: list[str], scope: _Scope) -> Any:
     """A function with its arguments, or a single operand; what is read is taken out of `tokens`."""
     name = tokens[0]
-    if name not in ("eq", "ne", "and", "not", "index"):
+    if name not in ("eq", "ne", "and", "not", "index", "len", "slice"):
         return _operand(tokens, scope)
     tokens.pop(0)
     given = []
@@ -130,6 +130,10 @@ def _call(tokens: list[str], scope: _Scope) -> Any:
             return all(given)
         case "not":
             return not given[0]
+        case "len":
+            return len(given[0])
+        case "slice":
+            return given[0][given[1] :]
         case _:
             return given[0][given[1]]
 

@@ -7,6 +7,7 @@ Go's language in https://pkg.go.dev/text/template.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 # What a Go template or a Modelfile would read otherwise; of other characters, those that Modelfiles lose are escaped.
 _SPECIAL = re.compile(r'\{{2,}|\{\Z|"{3,}|[^\n\x20-\x7e]+')
-_AFTER_SYSTEM = 'and (eq $i 1) (eq (index $.Messages 0).Role "system")'
+_HAS_SYSTEM = '(eq (index $.Messages 0).Role "system")'
+_AFTER_SYSTEM = f"and (eq $i 1) {_HAS_SYSTEM}"
+_LAST_WITH_SYSTEM = f"and (eq (len (slice $.Messages $i)) 1) {_HAS_SYSTEM}"
 _SHOWN = 60
 
 
@@ -53,7 +56,7 @@ def make_go_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> GoTempl
     try:
         pieces = _cut(chat)
         text = _written(pieces)
-        for messages in usual(with_system=pieces.system is not None):
+        for messages in usual(with_system=pieces.takes_system):
             _compare(chat, text, messages)
     except DifferentError as error:
         raise ModelError(
@@ -61,10 +64,10 @@ def make_go_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> GoTempl
             hint="leave out --export ollama; vLLM takes the chat template as it is: --export vllm",
         ) from error
     notes = list(chat.notes)
-    if pieces.system is None:
+    if not pieces.takes_system:
         notes.append("the chat template takes no system message: here it is left out")
     for words, messages in UNUSUAL:
-        if any(message["role"] == "system" for message in messages) and pieces.system is None:
+        if any(message["role"] == "system" for message in messages) and not pieces.takes_system:
             continue
         try:
             _compare(chat, text, messages)
@@ -81,6 +84,7 @@ class _Pieces:
 
     `opening` stands before a conversation that begins with no system message. `system` is of a first message;
     `later_system` of others. `joined` says that a user's text after a system message has nothing before it but that.
+    `last_system` is of a first message that is written in the turn of the last user.
     """
 
     opening: str
@@ -91,6 +95,12 @@ class _Pieces:
     system: tuple[str, str] | None
     later_system: tuple[str, str] | None
     joined: bool
+    last_system: tuple[str, str] | None
+
+    @property
+    def takes_system(self) -> bool:
+        """Whether the chat template takes a system message."""
+        return bool(self.system or self.last_system)
 
 
 def _cut(chat: Chat) -> _Pieces:
@@ -109,18 +119,20 @@ def _cut(chat: Chat) -> _Pieces:
     generation = end.removeprefix(_if_begins(end, user_end))
     user_end = end.removesuffix(generation)
     system, joined = None, False
-    try:
-        system_begin, system_end, *rest = _around(chat, "suau")
-    except RefusedError:
-        rest = [to_answer, to_user, end]
-    else:
-        joined = not system_end.endswith(user)
-        system = (system_begin, system_end if joined else system_end.removesuffix(user))
-    if rest != [to_answer, to_user, end]:
-        raise DifferentError("a system message changes how the turns after it are written")
+    last_system = _last_system(chat, to_user)
+    if not last_system:
+        try:
+            system_begin, system_end, *rest = _around(chat, "suau")
+        except RefusedError:
+            rest = [to_answer, to_user, end]
+        else:
+            joined = not system_end.endswith(user)
+            system = (system_begin, system_end if joined else system_end.removesuffix(user))
+        if rest != [to_answer, to_user, end]:
+            raise DifferentError("a system message changes how the turns after it are written")
     return _Pieces(
         opening, first_user, (user, user_end), (to_answer.removeprefix(user_end), answer_end), generation,
-        system, _later_system(chat, user, answer_end), joined,
+        system, _later_system(chat, user, answer_end), joined, last_system,
     )  # fmt: skip
 
 
@@ -132,8 +144,17 @@ def _later_system(chat: Chat, user: str, answer_end: str) -> tuple[str, str] | N
     return (begin.removeprefix(answer_end), end.removesuffix(user)) if end.endswith(user) else None
 
 
-def _around(chat: Chat, roles: str, *, generation: bool = True) -> list[str]:
-    """What stands before, between and after the texts of messages.
+def _last_system(chat: Chat, to_user: str) -> tuple[str, str] | None:
+    """What stands around a first system message that is written in the last user's turn, as Mistral's templates do."""
+    try:
+        _, _, begin, end, _ = _around(chat, "suau", order=(1, 2, 0, 3))
+    except DifferentError:
+        return None
+    return (begin.removeprefix(to_user), end) if begin.startswith(to_user) else None
+
+
+def _around(chat: Chat, roles: str, *, generation: bool = True, order: Sequence[int] = ()) -> list[str]:
+    """What stands before, between and after the texts of messages, which are looked for in order.
 
     Raises:
         DifferentError: a text is not written, more than once, or out of its place.
@@ -141,7 +162,8 @@ def _around(chat: Chat, roles: str, *, generation: bool = True) -> list[str]:
     messages = talk(roles, *MARKS[: len(roles)])
     text = chat.write(messages, generation=generation)
     pieces: list[str] = []
-    for mark in MARKS[: len(roles)]:
+    for number in order or range(len(roles)):
+        mark = MARKS[number]
         if text.count(mark) > 1:
             raise DifferentError(f"it writes texts twice in {roles_of(messages)}")
         piece, found, text = text.partition(mark)
@@ -170,6 +192,10 @@ def _written(pieces: _Pieces) -> str:
     if pieces.joined:
         beginning = _either(f"not ({_AFTER_SYSTEM})", beginning, "")
     opening = _either('and (eq $i 0) (ne .Role "system")', _literal(pieces.opening), "")
+    if pieces.last_system:
+        before, after = map(_literal, pieces.last_system)
+        written = f"{before}{{{{ (index $.Messages 0).Content }}}}{after}"
+        beginning += _either(_LAST_WITH_SYSTEM, written, "")
     return (
         "{{ range $i, $_ := .Messages }}"
         f'{opening}{{{{ if eq .Role "system" }}}}{system}'
