@@ -8,6 +8,7 @@ import torch
 from tinkertools.local import vocabulary
 from tinkertools.local.losses import Loss
 from tinkertools.local.model import BaseModel
+from tinkertools.local.packing import Packed
 
 # Tokens, padding included, that go through the model at once; a larger request is computed in parts.
 _TOKEN_BUDGET = 8192
@@ -32,11 +33,9 @@ def forward(base: BaseModel, adapter: str | None, items: Sequence[Item]) -> list
     with base.using(adapter):
         for part in parts(items):
             base.worker.check()
-            tokens_B_T = pad([items[i].tokens for i in part]).to(base.device)
-            hidden_B_T_D = base.hidden_states(input_ids=tokens_B_T, use_cache=False).last_hidden_state
-            for i, hidden_T_D in zip(part, hidden_B_T_D, strict=True):
+            for i, hidden_T_D in zip(part, hidden_states(base, [items[i].tokens for i in part]), strict=True):
                 targets = items[i].targets.to(base.device)
-                found = vocabulary.token_logprobs(base.logits, hidden_T_D[: len(targets)], targets, chunk)
+                found = vocabulary.token_logprobs(base.logits, hidden_T_D, targets, chunk)
                 logprobs[i] = found.cpu()
     return logprobs
 
@@ -58,14 +57,11 @@ def backward(
 
 
 def _backward(base: BaseModel, items: list[Item], loss: Loss, settings: Mapping[str, float]) -> list[torch.Tensor]:
-    tokens_B_T = pad([item.tokens for item in items]).to(base.device)
     wanted_B_T = pad([loss.wanted(item.inputs) for item in items])
     logprobs_B_T = torch.zeros(wanted_B_T.shape)
     if wanted_B_T.any():
-        # Padding stands on the right, where causal attention keeps it out of sight of every real token.
-        hidden_B_T_D = base.hidden_states(input_ids=tokens_B_T, use_cache=False).last_hidden_state
         mask = wanted_B_T.to(base.device)
-        hidden_N_D = hidden_B_T_D[mask]
+        hidden_N_D = pad(hidden_states(base, [item.tokens for item in items]))[mask]
         inputs = {name: pad([item.inputs[name] for item in items]).to(base.device)[mask] for name in items[0].inputs}
         logprobs_N, gradient_N_D = vocabulary.loss_backward(
             base.logits,
@@ -78,6 +74,15 @@ def _backward(base: BaseModel, items: list[Item], loss: Loss, settings: Mapping[
             hidden_N_D.backward(gradient_N_D)
         logprobs_B_T[wanted_B_T] = logprobs_N.cpu()
     return [row[: len(item.tokens)] for row, item in zip(logprobs_B_T, items, strict=True)]
+
+
+def hidden_states(base: BaseModel, sequences: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The decoder's output (T, hidden) for each sequence; they go through the model side by side."""
+    lengths = [len(tokens) for tokens in sequences]
+    positions_N = torch.cat([torch.arange(length) for length in lengths])
+    tokens_N = torch.cat(list(sequences))
+    hidden_N_D = base.hidden_states(tokens_N.to(base.device), positions_N.to(base.device), Packed(lengths))
+    return hidden_N_D.split(lengths)
 
 
 def pad(rows: Sequence[torch.Tensor]) -> torch.Tensor:

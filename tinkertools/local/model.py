@@ -11,6 +11,7 @@ import torch
 from tinkertools.chat.tokenizing import LOADING_HINT, load_tokenizer
 from tinkertools.config import LORA_ALPHA
 from tinkertools.errors import EngineError, ModelError
+from tinkertools.local import packing
 from tinkertools.local.checkpoints import read_adapter
 from tinkertools.local.limits import max_length_of, read_config
 from tinkertools.local.worker import Worker
@@ -59,9 +60,16 @@ class BaseModel:
         embeddings: Any = self._model.get_input_embeddings()
         return int(embeddings.weight.shape[0])
 
-    def hidden_states(self, **inputs: Any) -> Any:
-        """The decoder's output for `inputs`, with `last_hidden_state` (batch, length, hidden)."""
-        return self._model.get_decoder()(**inputs)
+    def hidden_states(
+        self, tokens_N: torch.Tensor, positions_N: torch.Tensor, attention: packing.Attention
+    ) -> torch.Tensor:
+        """The decoder's output (N, hidden) for a row of tokens that belong together as `attention` says."""
+        with packing.attending(attention):
+            output = self._model.get_decoder()(
+                input_ids=tokens_N[None], position_ids=positions_N[None], use_cache=False
+            )
+        hidden_1_N_D: torch.Tensor = output.last_hidden_state
+        return hidden_1_N_D[0]
 
     def logits(self, hidden_N_D: torch.Tensor) -> torch.Tensor:
         """float32 logits (N, vocabulary) for hidden states (N, hidden)."""
@@ -215,6 +223,7 @@ def _trainable_layers(model: "PreTrainedModel") -> dict[str, set[str]]:
             found["unembed"].add(path[-1])
         elif isinstance(module, torch.nn.Linear):
             if any(part in path for part in _ATTENTION):
+        packing.install(model)
                 found["attn"].add(path[-1])
             elif any(part in path for part in _MLP):
                 found["mlp"].add(path[-1])

@@ -1,6 +1,7 @@
 """The sampling client of the embedded engine: batches of prompts on a key-value cache."""
 
 import secrets
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from tinker import types
 
 from tinkertools.errors import EngineError
 from tinkertools.local import responses, vocabulary
+from tinkertools.local.cache import Cache, Part
+from tinkertools.local.compute import hidden_states
 from tinkertools.local.limits import tokens_of
 from tinkertools.local.model import BaseModel
 from tinkertools.local.worker import LocalFuture
@@ -17,9 +20,10 @@ from tinkertools.local.worker import LocalFuture
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Sequences that are generated side by side, and prompt tokens (padding included) that are read at once.
+# Sequences that are generated side by side, and tokens that one pass of the model reads.
 _MAX_ROWS = 64
 _PREFILL_TOKENS = 16384
+_PASS_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,13 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     stop_reason: str | None = None
 
+    # How many tokens of prompt and answer the cache holds.
+    read: int = 0
 
+    @property
+    def known(self) -> int:
+        """How many tokens there are, of the prompt and of the answer."""
+        return len(self.prompt) + len(self.tokens)
 class SamplingClient:
     """Answers from a base model with an adapter, or from the base alone."""
 
@@ -91,11 +101,8 @@ class SamplingClient:
         for i, request in enumerate(requests):
             if results[i] is None:
                 rows += [(i, self._row(request, k)) for k in range(request.num_samples)]
-        # Like lengths together: less padding in the cache.
-        rows.sort(key=lambda pair: len(pair[1].prompt))
         with self._base.using(self._adapter):
-            for start in range(0, len(rows), _MAX_ROWS):
-                self._generate([row for _, row in rows[start : start + _MAX_ROWS]])
+            self._generate([row for _, row in rows])
         asked = [i for i, request in enumerate(requests) if results[i] is None and request.prompt_logprobs]
         prompt_logprobs = dict(zip(asked, self._compute_logprobs([requests[i].prompt for i in asked]), strict=True))
         for i in range(len(requests)):
@@ -153,41 +160,40 @@ class SamplingClient:
         return Row(request.prompt, params, limit, frozenset(tokens), tuple(texts), generator)
 
     def _generate(self, rows: list[Row]) -> None:
-        """Complete the rows: read the prompts, padded on the left, then one token a row at a time."""
-        from transformers import DynamicCache
-
-        device = self._base.device
-        longest = max(len(row.prompt) for row in rows)
-        ids_B_T = torch.zeros(len(rows), longest, dtype=torch.long)
-        mask_B_T = torch.zeros(len(rows), longest, dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids_B_T[i, longest - len(row.prompt) :] = torch.tensor(row.prompt)
-            mask_B_T[i, longest - len(row.prompt) :] = 1
-        cache = DynamicCache(config=self._base.config)
-        ids_B_T, mask_B_T = ids_B_T.to(device), mask_B_T.to(device)
-        positions_B_T = (mask_B_T.cumsum(dim=1) - 1).clamp(min=0)
-        while True:
+        """Complete the rows. An answer that ends leaves its slot of the cache to the next row that waits."""
+        cache = Cache(self._base.hidden_states, self._base.device)
+        # Whoever may take longest begins first: at the end, few slots are empty.
+        waiting = deque(sorted(rows, key=lambda row: -row.limit))
+        going: list[Row] = []
+        while going or waiting:
             self._base.worker.check()
-            hidden_B_T_D = self._base.hidden_states(
-                input_ids=ids_B_T, attention_mask=mask_B_T, position_ids=positions_B_T, past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state  # fmt: skip
-            logits_B_V = self._base.logits(hidden_B_T_D[:, -1]).cpu()
-            for row, token, logprob in zip(rows, *choose(logits_B_V, rows), strict=True):
-                row.tokens.append(token)
-                row.logprobs.append(logprob)
-                row.stop_reason = self._stop_reason(row)
-            going = [i for i, row in enumerate(rows) if row.stop_reason is None]
-            if not going:
-                return
-            if len(going) < len(rows):
-                keep = torch.tensor(going, device=device)
-                cache.batch_select_indices(keep)
-                mask_B_T, positions_B_T = mask_B_T[keep], positions_B_T[keep]
-                rows = [rows[i] for i in going]
-            ids_B_T = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
-            mask_B_T = torch.cat([mask_B_T, mask_B_T.new_ones(len(rows), 1)], dim=1)
-            positions_B_T = positions_B_T[:, -1:] + 1
+            while waiting and len(going) < _MAX_ROWS:
+                going.append(waiting.popleft())
+            parts: list[Part] = []
+            room = _PASS_TOKENS
+            for slot, row in enumerate(going):
+                if tokens := row.unread(room):
+                    parts.append(Part(slot, row.read, tokens))
+                    room -= len(tokens)
+            longest = max(part.end for part in parts)
+            cache.reserve(len(going), longest)
+            hidden_P_D = cache.read(parts)
+            for part in parts:
+                going[part.slot].read = part.end
+            ready = [i for i, part in enumerate(parts) if part.end == going[part.slot].known]
+            if ready:
+                answering = [going[parts[i].slot] for i in ready]
+                logits_B_V = self._base.logits(hidden_P_D[torch.tensor(ready, device=hidden_P_D.device)]).cpu()
+                for row, token, logprob in zip(answering, *choose(logits_B_V, answering), strict=True):
+                    row.tokens.append(token)
+                    row.logprobs.append(logprob)
+                    row.stop_reason = self._stop_reason(row)
+            for slot in reversed(range(len(going))):
+                if going[slot].stop_reason is not None:
+                    last = going.pop()
+                    if slot < len(going):
+                        cache.copy(len(going), slot, last.read)
+                        going[slot] = last
 
     def _stop_reason(self, row: Row) -> str | None:
         if row.tokens[-1] in row.stop_tokens:
@@ -210,9 +216,7 @@ class SamplingClient:
                 size = max(1, min(len(valid), _PREFILL_TOKENS // len(prompts[valid[-1]])))
                 group, valid = valid[-size:], valid[:-size]
                 rows = [torch.tensor(prompts[i]) for i in group]
-                ids_B_T = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self._base.device)
-                hidden_B_T_D = self._base.hidden_states(input_ids=ids_B_T, use_cache=False).last_hidden_state
-                for i, row, hidden_T_D in zip(group, rows, hidden_B_T_D, strict=True):
+                for i, row, hidden_T_D in zip(group, rows, hidden_states(self._base, rows), strict=True):
                     targets = row[1:].to(self._base.device)
                     found = vocabulary.token_logprobs(self._base.logits, hidden_T_D[: len(targets)], targets, chunk)
                     results[i] = [None, *found.tolist()]
