@@ -196,6 +196,7 @@ class BaseModel:
         model = _load(self.name, torch.bfloat16 if self.device.type == "cuda" else torch.float32, self.device)
         self._layers = _trainable_layers(model)
         self._check_output_layer(model)
+        packing.install(model)
         return model
 
     def _check_output_layer(self, model: "PreTrainedModel") -> None:
@@ -223,7 +224,6 @@ def _trainable_layers(model: "PreTrainedModel") -> dict[str, set[str]]:
             found["unembed"].add(path[-1])
         elif isinstance(module, torch.nn.Linear):
             if any(part in path for part in _ATTENTION):
-        packing.install(model)
                 found["attn"].add(path[-1])
             elif any(part in path for part in _MLP):
                 found["mlp"].add(path[-1])
