@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # Sequences that are generated side by side, and tokens that one pass of the model reads.
 _MAX_ROWS = 64
-_PREFILL_TOKENS = 16384
 _PASS_TOKENS = 4096
+_PREFILL_TOKENS = 16384
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stop_reason: str | None = None
-
     # How many tokens of prompt and answer the cache holds.
     read: int = 0
 
@@ -57,6 +56,15 @@ class Row:
     def known(self) -> int:
         """How many tokens there are, of the prompt and of the answer."""
         return len(self.prompt) + len(self.tokens)
+
+    def unread(self, most: int) -> list[int]:
+        """The first tokens, at most so many, that the cache does not hold."""
+        start = self.read - len(self.prompt)
+        if start >= 0:
+            return self.tokens[start : start + most]
+        return (self.prompt[self.read :] + self.tokens)[:most]
+
+
 class SamplingClient:
     """Answers from a base model with an adapter, or from the base alone."""
 
