@@ -53,8 +53,9 @@ def train(client: TrainingClient, steps: int, rate: float = 5e-3) -> list[float]
     found = []
     for _ in range(steps):
         output = client.forward_backward(BATCH, "cross_entropy")
-        client.optim_step(types.AdamParams(learning_rate=rate))
+        step = client.optim_step(types.AdamParams(learning_rate=rate))
         found.append(output.result().metrics["loss:sum"])
+    step.result()
     return found
 
 
@@ -179,7 +180,7 @@ def test_any_lengths_and_weights_agree_with_plain_pytorch(
     for name, gradient in reference.gradients(data).items():
         ours = found[name.removeprefix("base_model.model.").replace(".weight", f".{client._adapter}.weight")]
         torch.testing.assert_close(ours, gradient, atol=2e-5, rtol=1e-4)
-    for parameter in client._parameters.values():
+    for parameter in client._trainer.parameters.values():
         parameter.grad = None
 
 
@@ -356,7 +357,7 @@ TARGETS = types.TensorData.from_torch(torch.tensor([5, 6, 7]))
     ("data", "loss", "words"),
     [
         ([], "cross_entropy", "the list of datums is empty"),
-        ([datum([4, 5])], "ppo", "the loss 'ppo' is not in the embedded engine"),
+        ([datum([4, 5])], "gspo", "the loss 'gspo' is not in the embedded engine"),
         (
             [datum([4, 5]), datum([4, 2048])],
             "cross_entropy",

@@ -1,11 +1,8 @@
-"""Where the embedded engine keeps what it saves: safetensors and JSON in folders, nothing that runs when it is read."""
+"""Adapters and optimizers as files: safetensors and JSON, nothing that runs when it is read."""
 
 import errno
-import os
 import re
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tinkertools.adapters.peft_files import ADAPTER_WEIGHTS, write_adapter_config
 from tinkertools.errors import EngineError
-from tinkertools.files import file_error, whole_directory, write_json
+from tinkertools.files import file_error, write_json
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -24,52 +21,6 @@ if TYPE_CHECKING:
 _OPTIMIZER_TENSORS = "optimizer.safetensors"
 _OPTIMIZER_STEPS = "optimizer.json"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_PATH = re.compile(r"tinker://(?P<run>[\w.-]+)/(?P<kind>weights|sampler_weights)/(?P<name>[\w.-]+)")
-_NAME = re.compile(r"[\w.-]+")
-
-
-def default_store() -> Path:
-    """The folder for checkpoints of clients that name none."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "tinkertools" / "store"
-
-
-class Store:
-    """The checkpoints of one training client: `ROOT/RUN/{weights,sampler_weights}/NAME/`."""
-
-    def __init__(self, root: Path, run_id: str | None = None) -> None:
-        self.root = root
-        self.run_id = run_id or uuid.uuid4().hex
-        self._number = 0
-
-    def next_number(self) -> int:
-        """A number not given before, for checkpoints without a name."""
-        self._number += 1
-        return self._number
-
-    def path_of(self, kind: str, name: str) -> str:
-        """The `tinker://` path of a checkpoint."""
-        return f"tinker://{self.run_id}/{kind}/{name}"
-
-    @contextmanager
-    def new_checkpoint(self, kind: str, name: str) -> Iterator[Path]:
-        """A folder to fill, which becomes the checkpoint when it is complete."""
-        if not _NAME.fullmatch(name):
-            raise EngineError(f"'{name}' is no name for a checkpoint", hint="use letters, digits, '-', '_' and '.'")
-        with whole_directory(self.root / self.run_id / kind / name) as directory:
-            yield directory
-
-    def resolve(self, path: str) -> Path:
-        """The folder of a `tinker://` path of this store, or of a plain path.
-
-        Raises:
-            EngineError: there is no such checkpoint.
-        """
-        match = _PATH.fullmatch(path)
-        directory = self.root / match["run"] / match["kind"] / match["name"] if match else Path(path)
-        if not directory.is_dir():
-            raise EngineError(f"no checkpoint at {path}", hint=f"the embedded engine keeps them under {self.root}")
-        return directory
 
 
 def write_adapter(directory: Path, config: "LoraConfig", tensors: Mapping[str, torch.Tensor]) -> None:

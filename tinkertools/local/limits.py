@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinkertools.chat.tokenizing import LOADING_HINT
-from tinkertools.errors import EngineError, ModelError
+from tinkertools.errors import ModelError
 
 if TYPE_CHECKING:
     from tinker import types
@@ -31,10 +31,12 @@ def tokens_of(model_input: "types.ModelInput", what: str) -> list[int]:
     """The tokens of an input of text.
 
     Raises:
-        EngineError: it holds an image or another thing that is no text.
+        BadRequest: it holds an image or another thing that is no text.
     """
     if any(chunk.type != "encoded_text" for chunk in model_input.chunks):
-        raise EngineError(
+        from tinkertools.local.failures import BadRequest
+
+        raise BadRequest(
             f"{what} holds an image, and the embedded engine takes text only",
             hint="train on a Tinker server, or leave such conversations out",
         )

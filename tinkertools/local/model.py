@@ -126,6 +126,33 @@ class BaseModel:
         self.set_adapter_state(adapter, tensors)
         return adapter
 
+    def parts_of(self, adapter: str) -> tuple[bool, bool, bool]:
+        """Whether an adapter has attention, MLP and unembedding."""
+        targets = set(self.adapter_config(adapter).target_modules or ())
+        return (
+            bool(targets & self._layers["attn"]),
+            bool(targets & self._layers["mlp"]),
+            bool(targets & self._layers["unembed"]),
+        )
+
+    def copy_adapter(self, adapter: str) -> str:
+        """Install a second adapter of the same values. Returns its name."""
+        copy = self._install(self.adapter_config(adapter))
+        self.set_adapter_state(copy, self.adapter_state(adapter))
+        return copy
+
+    def remove_adapter(self, adapter: str) -> None:
+        """Free the memory of an adapter that nobody will use any more."""
+        assert self._peft is not None
+        if len(self._peft.peft_config) == 1:
+            self._peft.unload()
+            self._peft = None
+            return
+        with warnings.catch_warnings():
+            # PEFT warns that another adapter is active then; here each computation names its own.
+            warnings.simplefilter("ignore", UserWarning)
+            self._peft.delete_adapter(adapter)
+
     def adapter_config(self, adapter: str) -> "LoraConfig":
         """The PEFT configuration of an adapter."""
         assert self._peft is not None
@@ -176,7 +203,8 @@ class BaseModel:
     def _install(self, config: Any) -> str:
         from peft import PeftModel
 
-        adapter = f"adapter_{self._adapters}"
+        # All of one length: PEFT takes whatever holds a name in its own for its tensors.
+        adapter = f"adapter_{self._adapters:06d}"
         self._adapters += 1
         with warnings.catch_warnings():
             # PEFT warns that merging an adapter on a tied output layer changes the input embedding as well; here none

@@ -3,11 +3,13 @@
 import inspect
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from tinker import types
+
+T = TypeVar("T")
 
 
 def forward_backward_output(logprobs: Sequence[torch.Tensor], metrics: dict[str, float]) -> types.ForwardBackwardOutput:
@@ -30,7 +32,7 @@ def sampled_sequence(tokens: list[int], logprobs: list[float], stop_reason: str)
         "logprobs_np": np.asarray(logprobs, np.float32),
         "sequence_id": uuid.uuid4().hex,
     }
-    return types.SampledSequence(**_accepted(types.SampledSequence, values))
+    return made(types.SampledSequence, values)
 
 
 def sample_response(
@@ -41,9 +43,10 @@ def sample_response(
     if prompt_logprobs is not None:
         values["prompt_logprobs"] = prompt_logprobs
         values["prompt_logprobs_np"] = np.asarray([np.nan if v is None else v for v in prompt_logprobs], np.float32)
-    return types.SampleResponse(**_accepted(types.SampleResponse, values))
+    return made(types.SampleResponse, values)
 
 
-def _accepted(made: type, values: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(made).parameters
-    return {name: value for name, value in values.items() if name in parameters}
+def made(kind: type[T], values: dict[str, Any]) -> T:
+    """A `kind` of those values that this version of the SDK knows."""
+    parameters = inspect.signature(kind).parameters
+    return kind(**{name: value for name, value in values.items() if name in parameters})

@@ -15,6 +15,7 @@ from tinkertools.local.cache import Cache, Part
 from tinkertools.local.compute import hidden_states
 from tinkertools.local.limits import tokens_of
 from tinkertools.local.model import BaseModel
+from tinkertools.local.twins import Ready
 from tinkertools.local.worker import LocalFuture
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Row:
         return (self.prompt[self.read :] + self.tokens)[:most]
 
 
-class SamplingClient:
+class SamplingClient(Ready):
     """Answers from a base model with an adapter, or from the base alone."""
 
     def __init__(self, base: BaseModel, adapter: str | None) -> None:

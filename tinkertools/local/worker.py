@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import tinker
 
-from tinkertools.errors import EngineError
+from tinkertools.local.failures import Closed, as_sdk
 
 T = TypeVar("T")
 
@@ -19,24 +19,41 @@ _COLLECT_SECONDS = 0.01
 _GROUP_LIMIT = 64
 
 
-class LocalFuture(tinker.APIFuture[T], Generic[T]):
-    """The SDK's future over a result that this process computes: `.result()` or `await`."""
+class LocalFuture(Future[T], tinker.APIFuture[T], Generic[T]):
+    """The SDK's future over a result that this process computes: `.result()` or `await`, in any event loop.
 
-    def __init__(self, future: "Future[T]") -> None:
-        self._future = future
+    It is a future of the standard library as well, which some methods of the SDK return in some of its versions.
+    """
+
+    def __init__(self, thread: threading.Thread | None = None) -> None:
+        """`thread` completes it; None where nobody can wait for it in vain."""
+        super().__init__()
+        self._thread = thread
 
     def result(self, timeout: float | None = None) -> T:
         """Wait for the result, at most `timeout` seconds."""
-        return self._future.result(timeout)
+        if self._thread is threading.current_thread() and not self.done():
+            raise RuntimeError(
+                "this waits for a result of the engine on the engine's own thread (in a custom loss function, say), "
+                "which would take forever: ask for it before"
+            )
+        return super().result(timeout)
 
     async def result_async(self, timeout: float | None = None) -> T:
         """Wait for the result without blocking the event loop."""
         async with asyncio.timeout(timeout):
-            return await asyncio.wrap_future(self._future)
+            return await asyncio.wrap_future(self)
 
     def future(self) -> "Future[T]":
-        """The standard library's future behind this one."""
-        return self._future
+        """This future, as one of the standard library."""
+        return self
+
+
+def finished(value: T) -> LocalFuture[T]:
+    """The future of a value that is there already."""
+    future: LocalFuture[T] = LocalFuture()
+    future.set_result(value)
+    return future
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,7 @@ class _Job:
     key: Hashable | None
     item: Any
     run: Callable[[list[Any]], list[Any]]
-    future: "Future[Any]"
+    future: LocalFuture[Any]
 
 
 class Worker:
@@ -54,7 +71,8 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        # The garbage collector may submit what frees an adapter, while this very thread submits something else.
+        self._lock = threading.RLock()
         self._closed = False
         self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._loop, name=f"tinkertools-{name}", daemon=True)
@@ -62,14 +80,14 @@ class Worker:
 
     def submit(self, run: Callable[[], T]) -> LocalFuture[T]:
         """Run `run` after everything submitted before it."""
-        return self._put(_Job(None, None, lambda _: [run()], Future()))
+        return self._put(_Job(None, None, lambda _: [run()], LocalFuture(self._thread)))
 
     def submit_grouped(self, key: Hashable, item: Any, run: Callable[[list[Any]], list[Any]]) -> LocalFuture[Any]:
         """As `submit`, but jobs with an equal key that follow each other are run by one call of `run` on their items.
 
         `run` returns one result an item; an exception among them fails that item alone.
         """
-        return self._put(_Job(key, item, run, Future()))
+        return self._put(_Job(key, item, run, LocalFuture(self._thread)))
 
     def close(self, *, cancel: bool = False) -> None:
         """Stop, after finishing what was submitted, or as soon as the running job sees it. Refuse what comes later."""
@@ -85,17 +103,17 @@ class Worker:
         """Called by long jobs between their parts.
 
         Raises:
-            EngineError: nobody waits for the result any more.
+            Closed: nobody waits for the result any more.
         """
         if self._cancelled.is_set():
-            raise EngineError("this ServiceClient was closed before the request was done")
+            raise Closed("this ServiceClient was closed before the request was done")
 
     def _put(self, job: _Job) -> LocalFuture[Any]:
         with self._lock:
             if self._closed:
-                raise EngineError("this ServiceClient was closed", hint="make a new one")
+                raise Closed("this ServiceClient was closed", hint="make a new one")
             self._jobs.put(job)
-        return LocalFuture(job.future)
+        return job.future
 
     def _loop(self) -> None:
         job = self._jobs.get()
@@ -127,15 +145,15 @@ class Worker:
         try:
             self.check()
             results = group[0].run([job.item for job in group])
+            if len(results) != len(group):
+                raise RuntimeError(f"{len(group)} requests got {len(results)} results")
         except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
-            for job in group:
-                job.future.set_exception(error)
-            return
+            results = [error] * len(group)
         for job, result in zip(group, results, strict=True):
             if isinstance(result, BaseException):
-                job.future.set_exception(result)
+                job.future.set_exception(as_sdk(result))
             else:
                 job.future.set_result(result)
 
 
-_NOTHING = _Job(None, None, lambda _: [], Future())
+_NOTHING = _Job(None, None, lambda _: [], LocalFuture())
