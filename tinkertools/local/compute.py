@@ -1,6 +1,6 @@
 """Forward and backward passes over datums that are checked: the arithmetic of the training client."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +9,6 @@ from tinkertools.local import vocabulary
 from tinkertools.local.losses import Loss
 from tinkertools.local.model import BaseModel
 from tinkertools.local.packing import Packed
-
-# Tokens, padding included, that go through the model at once; a larger request is computed in parts.
-_TOKEN_BUDGET = 8192
-# From this many tokens on, a larger group is no faster a token than two smaller ones; and the padding it may hold.
-_BUSY_TOKENS = 1024
-_PADDING_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -28,15 +22,18 @@ class Item:
 
 def forward(base: BaseModel, adapter: str | None, items: Sequence[Item]) -> list[torch.Tensor]:
     """log p of every target token of each item, float32 (T,), on the CPU."""
-    logprobs: list[torch.Tensor] = [torch.zeros(0)] * len(items)
-    chunk = vocabulary.chunk_rows(base.vocabulary)
+    logprobs = [torch.zeros(0)] * len(items)
+    computed = [i for i, item in enumerate(items) if len(item.tokens)]
     with base.using(adapter):
-        for part in parts(items):
+        layer = base.output_layer(adapter)
+        for part in parts([len(items[i].tokens) for i in computed], base.budget.forward):
             base.worker.check()
-            for i, hidden_T_D in zip(part, hidden_states(base, [items[i].tokens for i in part]), strict=True):
-                targets = items[i].targets.to(base.device)
-                found = vocabulary.token_logprobs(base.logits, hidden_T_D, targets, chunk)
-                logprobs[i] = found.cpu()
+            here = computed[part]
+            hidden_N_D = _hidden_states(base, [items[i].tokens for i in here])
+            targets_N = torch.cat([items[i].targets for i in here]).to(base.device)
+            found_N = vocabulary.token_logprobs(layer, hidden_N_D, targets_N).cpu()
+            for i, values in zip(here, found_N.split([len(items[i].tokens) for i in here]), strict=True):
+                logprobs[i] = values
     return logprobs
 
 
@@ -45,65 +42,55 @@ def backward(
 ) -> list[torch.Tensor]:
     """Add the gradient of the summed loss to the adapter's; the logprobs as `forward` gives them.
 
-    They are 0.0 where the loss does not want them, for which nothing is computed.
+    They are 0.0 where the loss does not want them, for which nothing is computed. What follows the last token that it
+    wants does not enter it either: attention looks back only.
     """
-    logprobs: list[torch.Tensor] = [torch.zeros(0)] * len(items)
+    logprobs = [torch.zeros(len(item.tokens)) for item in items]
+    wanted = [loss.wanted(item.inputs) for item in items]
+    ends = [int(mask.nonzero().max()) + 1 if mask.any() else 0 for mask in wanted]
+    computed = [i for i, end in enumerate(ends) if end]
     with base.using(adapter, train=True):
-        for part in parts(items):
+        layer = base.output_layer(adapter)
+        for part in parts([ends[i] for i in computed], base.budget.backward(base.bytes_per_token)):
             base.worker.check()
-            for i, values in zip(part, _backward(base, [items[i] for i in part], loss, settings), strict=True):
-                logprobs[i] = values
+            here = computed[part]
+            hidden_N_D = _hidden_states(base, [items[i].tokens[: ends[i]] for i in here])
+            mask_N = torch.cat([wanted[i][: ends[i]] for i in here]).to(base.device)
+            hidden_M_D = hidden_N_D[mask_N]
+            inputs = {
+                name: torch.cat([items[i].inputs[name][wanted[i]] for i in here]).to(base.device)
+                for name in items[0].inputs
+            }
+
+            def token_losses(
+                found: torch.Tensor, rows: slice, inputs: dict[str, torch.Tensor] = inputs
+            ) -> torch.Tensor:
+                return loss.token_losses(found, {name: values[rows] for name, values in inputs.items()}, settings)
+
+            targets_M = torch.cat([items[i].targets[wanted[i]] for i in here]).to(base.device)
+            found_M, gradient_M_D = vocabulary.loss_backward(layer, hidden_M_D, targets_M, token_losses)
+            if hidden_M_D.requires_grad:
+                hidden_M_D.backward(gradient_M_D)
+            for i, values in zip(here, found_M.cpu().split([int(wanted[i].sum()) for i in here]), strict=True):
+                logprobs[i][wanted[i]] = values
     return logprobs
 
 
-def _backward(base: BaseModel, items: list[Item], loss: Loss, settings: Mapping[str, float]) -> list[torch.Tensor]:
-    wanted_B_T = pad([loss.wanted(item.inputs) for item in items])
-    logprobs_B_T = torch.zeros(wanted_B_T.shape)
-    if wanted_B_T.any():
-        mask = wanted_B_T.to(base.device)
-        hidden_N_D = pad(hidden_states(base, [item.tokens for item in items]))[mask]
-        inputs = {name: pad([item.inputs[name] for item in items]).to(base.device)[mask] for name in items[0].inputs}
-        logprobs_N, gradient_N_D = vocabulary.loss_backward(
-            base.logits,
-            hidden_N_D,
-            pad([item.targets for item in items]).to(base.device)[mask],
-            lambda logprobs, rows: loss.token_losses(logprobs, {k: v[rows] for k, v in inputs.items()}, settings),
-            vocabulary.chunk_rows(base.vocabulary),
-        )
-        if hidden_N_D.requires_grad:
-            hidden_N_D.backward(gradient_N_D)
-        logprobs_B_T[wanted_B_T] = logprobs_N.cpu()
-    return [row[: len(item.tokens)] for row, item in zip(logprobs_B_T, items, strict=True)]
+def parts(lengths: Sequence[int], budget: int) -> Iterator[slice]:
+    """Neighbours that together have at most `budget` tokens; longer ones alone."""
+    start = total = 0
+    for i, length in enumerate(lengths):
+        if i > start and total + length > budget:
+            yield slice(start, i)
+            start, total = i, 0
+        total += length
+    if start < len(lengths):
+        yield slice(start, len(lengths))
 
 
-def hidden_states(base: BaseModel, sequences: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """The decoder's output (T, hidden) for each sequence; they go through the model side by side."""
+def _hidden_states(base: BaseModel, sequences: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The decoder's output for sequences that go through the model side by side, (all tokens, hidden)."""
     lengths = [len(tokens) for tokens in sequences]
-    positions_N = torch.cat([torch.arange(length) for length in lengths])
-    tokens_N = torch.cat(list(sequences))
-    hidden_N_D = base.hidden_states(tokens_N.to(base.device), positions_N.to(base.device), Packed(lengths))
-    return hidden_N_D.split(lengths)
-
-
-def pad(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Rows of different lengths as one tensor (batch, longest), filled with 0 on the right."""
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-
-
-def parts(items: Sequence[Item]) -> list[list[int]]:
-    """Indices of the items in groups of like length, each within the token budget, padding included.
-
-    A group that is large enough to keep the processor busy ends where the next item would make its padding costly.
-    """
-    groups: list[list[int]] = []
-    real = 0
-    for i in sorted(range(len(items)), key=lambda i: len(items[i].tokens)):
-        length = len(items[i].tokens)  # sorted: the newest is the longest of its group
-        padded = length * (len(groups[-1]) + 1) if groups else 0
-        wasteful = real >= _BUSY_TOKENS and padded - real - length > _PADDING_SHARE * padded
-        if not groups or padded > _TOKEN_BUDGET or wasteful:
-            groups.append([])
-            real = 0
-        groups[-1].append(i)
-        real += length
-    return groups
+    tokens_N = torch.cat(list(sequences)).to(base.device)
+    positions_N = torch.cat([torch.arange(length) for length in lengths]).to(base.device)
+    return base.hidden_states(tokens_N, positions_N, Packed(lengths))

@@ -11,10 +11,12 @@ import torch
 from tinkertools.chat.tokenizing import LOADING_HINT, load_tokenizer
 from tinkertools.config import LORA_ALPHA
 from tinkertools.errors import EngineError, ModelError
-from tinkertools.local import packing
+from tinkertools.local import lora, memory, packing
 from tinkertools.local.checkpoints import read_adapter
 from tinkertools.local.limits import max_length_of, read_config
+from tinkertools.local.vocabulary import OutputLayer
 from tinkertools.local.worker import Worker
+from tinkertools.reporting import Notify
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -31,12 +33,13 @@ _LOGIT_TOLERANCE = 1e-3
 class BaseModel:
     """The frozen weights of a base model, its tokenizer, and the adapters made or loaded on it."""
 
-    def __init__(self, name: str, *, device: str | None = None) -> None:
+    def __init__(self, name: str, *, device: str | None = None, notify: Notify = warnings.warn) -> None:
         self.name = name
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(name)
         self._peft: PeftModel | None = None
         self._adapters = 0
+        self.budget = memory.TokenBudget(self.device, notify)
         self.worker = Worker(Path(name).name)
         try:
             self._model: PreTrainedModel = self.worker.submit(self._load).result()
@@ -70,6 +73,33 @@ class BaseModel:
             )
         hidden_1_N_D: torch.Tensor = output.last_hidden_state
         return hidden_1_N_D[0]
+
+    def output_layer(self, adapter: str | None) -> OutputLayer:
+        """The layer that makes logits of hidden states, as `using(adapter)` computes it.
+
+        Raises:
+            EngineError: the adapter makes more of it than W + scale · B A.
+        """
+        layer: Any = self._model.get_output_embeddings()
+        base: Any = getattr(layer, "base_layer", layer)
+        trained = adapter if adapter in getattr(layer, "lora_A", ()) else None
+        if type(base) is not torch.nn.Linear or (trained and not lora.is_plain(layer, trained)):
+            raise EngineError(
+                f"the output layer of {self.name} or of its adapter is more than a linear layer with plain LoRA",
+                hint="merge the adapter, or use a Tinker server",
+            )
+        if trained is None:
+            return OutputLayer(base.weight, base.bias)
+        a, b = layer.lora_A[trained].weight, layer.lora_B[trained].weight
+        return OutputLayer(base.weight, base.bias, a, b, layer.scaling[trained])
+
+    def bytes_per_token(self, tokens: int) -> float:
+        """What a pass with the adapter in use keeps for its gradient, measured with that many tokens."""
+        ids = torch.arange(tokens, device=self.device) % self.vocabulary
+        positions = torch.zeros(tokens, dtype=torch.long, device=self.device)
+        parameters = frozenset(p.untyped_storage().data_ptr() for p in self._model.parameters())
+        apart = packing.Packed([1] * tokens)
+        return memory.saved_bytes(lambda: self.hidden_states(ids, positions, apart), parameters) / tokens
 
     def logits(self, hidden_N_D: torch.Tensor) -> torch.Tensor:
         """float32 logits (N, vocabulary) for hidden states (N, hidden)."""
@@ -215,6 +245,7 @@ class BaseModel:
             else:
                 self._peft.add_adapter(adapter, config)
         self._peft.eval()
+        lora.install(self._peft)
         return adapter
 
     def _load(self) -> "PreTrainedModel":

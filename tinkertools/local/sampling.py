@@ -10,9 +10,8 @@ import torch
 from tinker import types
 
 from tinkertools.errors import EngineError
-from tinkertools.local import responses, vocabulary
+from tinkertools.local import compute, responses
 from tinkertools.local.cache import Cache, Part
-from tinkertools.local.compute import hidden_states
 from tinkertools.local.limits import tokens_of
 from tinkertools.local.model import BaseModel
 from tinkertools.local.twins import Ready
@@ -216,19 +215,11 @@ class SamplingClient(Ready):
     def _compute_logprobs(self, prompts: list[list[int]]) -> list[Any]:
         """For each prompt its logprobs, or an error."""
         results: list[Any] = [self._prompt_error(prompt) for prompt in prompts]
-        valid = sorted((i for i in range(len(prompts)) if results[i] is None), key=lambda i: len(prompts[i]))
-        chunk = vocabulary.chunk_rows(self._base.vocabulary)
-        with self._base.using(self._adapter):
-            while valid:
-                self._base.worker.check()
-                # The longest first: what is left shrinks, and the first group shows the peak memory.
-                size = max(1, min(len(valid), _PREFILL_TOKENS // len(prompts[valid[-1]])))
-                group, valid = valid[-size:], valid[:-size]
-                rows = [torch.tensor(prompts[i]) for i in group]
-                for i, row, hidden_T_D in zip(group, rows, hidden_states(self._base, rows), strict=True):
-                    targets = row[1:].to(self._base.device)
-                    found = vocabulary.token_logprobs(self._base.logits, hidden_T_D[: len(targets)], targets, chunk)
-                    results[i] = [None, *found.tolist()]
+        valid = [i for i in range(len(prompts)) if results[i] is None]
+        rows = [torch.tensor(prompts[i]) for i in valid]
+        found = compute.forward(self._base, self._adapter, [compute.Item(row[:-1], row[1:], {}) for row in rows])
+        for i, logprobs in zip(valid, found, strict=True):
+            results[i] = [None, *logprobs.tolist()]
         return results
 
 
