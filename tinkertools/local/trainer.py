@@ -38,7 +38,7 @@ class Trainer:
         """The loss, and the logprob of every target token."""
         loss, settings = losses.loss_named(loss_fn), losses.settings_of(loss_fn, config)
         items = datums.checked(data, loss, self.base)
-        logprobs = compute.forward(self.base, self.adapter, items)
+        logprobs = self._forward(items)
         value = losses.total(loss, settings, logprobs, [item.inputs for item in items])
         return responses.forward_backward_output(logprobs, {"loss:sum": value})
 
@@ -48,9 +48,7 @@ class Trainer:
         """The same, where it has a weight, and its gradient added to what there is."""
         loss, settings = losses.loss_named(loss_fn), losses.settings_of(loss_fn, config)
         items = datums.checked(data, loss, self.base)
-        with self._whole_gradient():
-            logprobs = compute.backward(self.base, self.adapter, items, loss, settings)
-            value = losses.total(loss, settings, logprobs, [item.inputs for item in items])
+        logprobs, value = self._backward(items, loss, settings)
         return responses.forward_backward_output(logprobs, {"loss:sum": value})
 
     def forward_backward_custom(self, data: Sequence[types.Datum], loss_fn: CustomLoss) -> types.ForwardBackwardOutput:
@@ -61,7 +59,7 @@ class Trainer:
         plain = LOSSES["cross_entropy"]
         bare = [_without_extras(datum) for datum in data]
         items = datums.checked(bare, plain, self.base)
-        logprobs = compute.forward(self.base, self.adapter, items)
+        logprobs = self._forward(items)
         leaves = [values.clone().requires_grad_() for values in logprobs]
         with torch.enable_grad():
             value, metrics = loss_fn(list(data), leaves)
@@ -72,9 +70,7 @@ class Trainer:
             Item(item.tokens, item.targets, {"weights": -_gradient(i, leaf)})
             for i, (item, leaf) in enumerate(zip(items, leaves, strict=True))
         ]
-        with self._whole_gradient():
-            compute.backward(self.base, self.adapter, weighted, plain, {})
-            surrogate = losses.total(plain, {}, logprobs, [item.inputs for item in weighted])
+        _, surrogate = self._backward(weighted, plain, {})
         own = {"loss:sum": float(value.detach()), "surrogate_loss:sum": surrogate}
         return responses.forward_backward_output(logprobs, {**metrics, **own})
 
@@ -137,6 +133,21 @@ class Trainer:
         for parameter in self.parameters.values():
             parameter.grad = None
         self._has_gradient = False
+
+    def _forward(self, items: list[Item]) -> list[torch.Tensor]:
+        return self.base.budget.within(lambda: compute.forward(self.base, self.adapter, items))
+
+    def _backward(
+        self, items: list[Item], loss: losses.Loss, settings: Mapping[str, float]
+    ) -> tuple[list[torch.Tensor], float]:
+        """The logprobs and the summed loss; its gradient is added to what there is."""
+
+        def run() -> tuple[list[torch.Tensor], float]:
+            with self._whole_gradient():
+                logprobs = compute.backward(self.base, self.adapter, items, loss, settings)
+                return logprobs, losses.total(loss, settings, logprobs, [item.inputs for item in items])
+
+        return self.base.budget.within(run)
 
     @contextmanager
     def _whole_gradient(self) -> Iterator[None]:
