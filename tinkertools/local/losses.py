@@ -155,7 +155,7 @@ def total(loss: Loss, settings: Settings, logprobs: Sequence[torch.Tensor], inpu
         first = int((~finite).nonzero()[0])
         place = int(wanted.nonzero()[first])
         at, token = _place(place, [len(values) for values in logprobs])
-        values = {"log p": found[first], **{name: values[place] for name, values in flat.items()}}
+        values = {"log p": found.detach()[first], **{name: values[place] for name, values in flat.items()}}
         words = ", ".join(f"{name} {float(value):g}" for name, value in values.items())
         raise BadRequest(f"data[{at}]: the loss or its gradient is not finite at token {token} ({words})")
     return float(losses.detach().double().sum())

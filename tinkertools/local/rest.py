@@ -31,8 +31,8 @@ class RestClient:
         models: Callable[[], Mapping[str, int | None]] = dict,
         session: tuple[str, dict[str, str] | None, Sequence[str]] | None = None,
     ) -> None:
-        self._store = store or Store(default_store())
-        self._models = models
+        self.store = store or Store(default_store())
+        self.models = models
         self._session = session
 
     def list_training_runs(
@@ -41,7 +41,7 @@ class RestClient:
         """Runs, the newest first."""
 
         def answer() -> types.TrainingRunsResponse:
-            runs = self._store.runs()
+            runs = self.store.runs()
             shown = [self._training_run(info) for info in _page(runs, limit, offset)]
             return types.TrainingRunsResponse(training_runs=shown, cursor=_cursor(runs, limit, offset))
 
@@ -51,7 +51,7 @@ class RestClient:
         self, training_run_id: types.ModelID, access_scope: Scope = "owned"
     ) -> LocalFuture[types.TrainingRun]:
         """A run, with its newest checkpoints and its `user_metadata`."""
-        return _done(lambda: self._training_run(self._store.run(training_run_id)))
+        return _done(lambda: self._training_run(self.store.run(training_run_id)))
 
     def get_training_run_by_tinker_path(
         self, tinker_path: str, access_scope: Scope = "owned"
@@ -63,8 +63,8 @@ class RestClient:
         """What it takes to load a checkpoint: its base model, rank and layers."""
 
         def answer() -> types.WeightsInfoResponse:
-            directory = self._store.resolve(tinker_path)
-            info = self._store.run_of(tinker_path)
+            directory = self.store.resolve(tinker_path)
+            info = self.store.run_of(tinker_path)
             if info is None:
                 raise NotFound(f"nothing is known of the run of {tinker_path} (of {base_model_of(directory)})")
             return types.WeightsInfoResponse(
@@ -82,8 +82,8 @@ class RestClient:
         """The checkpoints of a run, the newest first."""
 
         def answer() -> types.CheckpointsListResponse:
-            self._store.run(training_run_id)
-            return types.CheckpointsListResponse(checkpoints=self._store.checkpoints(training_run_id))
+            self.store.run(training_run_id)
+            return types.CheckpointsListResponse(checkpoints=self.store.checkpoints(training_run_id))
 
         return _done(answer)
 
@@ -91,7 +91,7 @@ class RestClient:
         """The checkpoints of all runs, the newest first."""
 
         def answer() -> types.CheckpointsListResponse:
-            found = [checkpoint for info in self._store.runs() for checkpoint in self._store.checkpoints(info.run_id)]
+            found = [checkpoint for info in self.store.runs() for checkpoint in self.store.checkpoints(info.run_id)]
             found.sort(key=lambda checkpoint: checkpoint.time, reverse=True)
             return types.CheckpointsListResponse(
                 checkpoints=_page(found, limit, offset), cursor=_cursor(found, limit, offset)
@@ -106,28 +106,28 @@ class RestClient:
     def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> LocalFuture[None]:
         """Remove a checkpoint for good."""
         _parsed(tinker_path)
-        return _done(lambda: self._store.delete(tinker_path))
+        return _done(lambda: self.store.delete(tinker_path))
 
     def publish_checkpoint_from_tinker_path(self, tinker_path: str) -> LocalFuture[None]:
         """Mark a checkpoint as public. It is a mark only: nobody else sees this store."""
         _parsed(tinker_path)
-        return _done(lambda: self._store.annotate(tinker_path, public=True))
+        return _done(lambda: self.store.annotate(tinker_path, public=True))
 
     def unpublish_checkpoint_from_tinker_path(self, tinker_path: str) -> LocalFuture[None]:
         """Take the mark back."""
         _parsed(tinker_path)
-        return _done(lambda: self._store.annotate(tinker_path, public=False))
+        return _done(lambda: self.store.annotate(tinker_path, public=False))
 
     def set_checkpoint_ttl_from_tinker_path(self, tinker_path: str, ttl_seconds: int | None) -> LocalFuture[None]:
         """Let a checkpoint expire that many seconds from now, or never (None)."""
         _parsed(tinker_path)
-        return _done(lambda: self._store.annotate(tinker_path, expires_at=expiry(ttl_seconds)))
+        return _done(lambda: self.store.annotate(tinker_path, expires_at=expiry(ttl_seconds)))
 
     def get_session(self, session_id: str, access_scope: Scope = "owned") -> LocalFuture[types.GetSessionResponse]:
         """The runs of a session; and its sampling clients, while its service client lives."""
 
         def answer() -> types.GetSessionResponse:
-            runs = [info for info in self._store.runs() if info.session_id == session_id]
+            runs = [info for info in self.store.runs() if info.session_id == session_id]
             own = self._session is not None and self._session[0] == session_id
             if not runs and not own:
                 raise NotFound(f"no session {session_id}", hint="only sessions with a training run are kept")
@@ -147,7 +147,7 @@ class RestClient:
 
         def answer() -> types.ListSessionsResponse:
             own = [self._session[0]] if self._session else []
-            found = list(dict.fromkeys([*own, *(info.session_id for info in self._store.runs())]))
+            found = list(dict.fromkeys([*own, *(info.session_id for info in self.store.runs())]))
             return types.ListSessionsResponse(sessions=_page(found, limit, offset))
 
         return _done(answer)
@@ -161,7 +161,7 @@ class RestClient:
                     types.SupportedModel,
                     {"model_name": name, "max_context_length": length, "trainable": True, "sampleable": True},
                 )
-                for name, length in self._models().items()
+                for name, length in self.models().items()
             ]
             return types.GetServerCapabilitiesResponse(supported_models=found)
 
@@ -181,7 +181,7 @@ class RestClient:
     list_sessions_async = awaits(list_sessions)
 
     def _training_run(self, info: RunInfo) -> types.TrainingRun:
-        checkpoints = self._store.checkpoints(info.run_id)
+        checkpoints = self.store.checkpoints(info.run_id)
         newest = {
             kind: next((one for one in checkpoints if one.checkpoint_id.startswith(f"{kind}/")), None)
             for kind in (STATE, SAMPLER)
