@@ -11,10 +11,10 @@ from typing import Any
 
 import httpx
 import tinker
-import torch
 from tinker.types import RequestErrorCategory
 
 from tinkertools.errors import EngineError, ModelError, RunError, TinkertoolsError, without_secrets
+from tinkertools.local.memory import out_of_memory
 
 
 class _Refusal(TinkertoolsError):
@@ -80,13 +80,14 @@ class Closed(EngineError, RuntimeError):
 
 def as_sdk(error: BaseException) -> BaseException:
     """The error that those who wait for a request are given for `error`."""
-    made: BaseException
-    if type(error) in (EngineError, RunError):
-        assert isinstance(error, TinkertoolsError)
+    made: _Refusal
+    if type(error) is EngineError and error.__cause__ is not None and out_of_memory(error.__cause__):
+        made = OutOfMemory(error.message, hint=error.hint)
+    elif type(error) is EngineError or type(error) is RunError:
         made = BadRequest(error.message, hint=error.hint)
     elif type(error) is ModelError:
         made = BadModel(error.message, hint=error.hint)
-    elif isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    elif not isinstance(error, _Refusal) and out_of_memory(error):
         first_line = (str(error) or "no memory").split("\n", maxsplit=1)[0]
         made = OutOfMemory(f"too little memory: {first_line}", hint="send fewer or shorter sequences at a time")
         made.__cause__ = error
