@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from tinkertools.errors import EngineError
 from tinkertools.local import ServiceClient
-from tinkertools.local.sampling import Row, SamplingClient, choose
+from tinkertools.local.sampling import SamplingClient
+from tinkertools.local.selection import Choice, choose
 
 PROMPTS = [[5, 9, 200, 31, 7], [11, 12], [700], [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [1999, 3, 1]]
 
@@ -179,9 +180,9 @@ def test_logprobs_of_a_bad_sequence(sampler: SamplingClient) -> None:
         sampler.compute_logprobs(types.ModelInput.from_ints([4] * 129)).result()
 
 
-def _draws(logits: torch.Tensor, count: int, **params: Any) -> Counter[int]:
-    row = Row([1], types.SamplingParams(**params), 1, frozenset(), (), torch.Generator().manual_seed(0))
-    return Counter(choose(logits[None], [row])[0][0] for _ in range(count))
+def _draws(logits: torch.Tensor, count: int, temperature: float, top_k: int, top_p: float) -> Counter[int]:
+    choice = Choice(temperature, top_k, top_p, torch.Generator().manual_seed(0))
+    return Counter(int(choose(logits[None], [choice])[0]) for _ in range(count))
 
 
 @settings(max_examples=20)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tinkertools.errors import ModelError
 from tinkertools.local.packing import Attention, Packed, Rules, causal_attention, masked_attention
 
 # From a row of tokens, their positions and how they attend to the decoder's output: `BaseModel.hidden_states`.
@@ -35,28 +36,28 @@ class Cache:
     def __init__(self, hidden_states: HiddenStates, device: torch.device) -> None:
         self._hidden_states = hidden_states
         self._device = device
-        self._slots = self._capacity = 0
-        # By layer: (slots, key heads, tokens, dimension).
-        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.slots = self.capacity = 0
+        # Keys and values by layer: (slots, key heads, tokens, dimension).
+        self.held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
     def bytes_per_token(self) -> int:
         """Of all layers; 0 before anything is read."""
-        return sum(x.shape[1] * x.shape[3] * x.element_size() for pair in self._layers.values() for x in pair)
+        return sum(x.shape[1] * x.shape[3] * x.element_size() for pair in self.held.values() for x in pair)
 
     def reserve(self, slots: int, capacity: int) -> None:
         """Make room for so many tokens in so many slots; what they hold is kept, what other slots hold may not be."""
-        if slots <= self._slots and capacity <= self._capacity:
+        if slots <= self.slots and capacity <= self.capacity:
             return
-        kept = min(slots, self._slots)
-        self._slots, self._capacity = slots, max(capacity, self._capacity)
-        for layer in self._layers:
+        kept = min(slots, self.slots)
+        self.slots, self.capacity = slots, max(capacity, self.capacity)
+        for layer in self.held:
             # One layer after the other: the old ones are freed on the way.
-            self._layers[layer] = tuple(self._grown(x, kept) for x in self._layers[layer])  # type: ignore[assignment]
+            self.held[layer] = tuple(self._grown(x, kept) for x in self.held[layer])  # type: ignore[assignment]
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Give a slot the first tokens of another."""
-        for pair in self._layers.values():
+        for pair in self.held.values():
             for x in pair:
                 x[target, :, :tokens] = x[source, :, :tokens]
 
@@ -79,18 +80,44 @@ class Cache:
         return hidden_N_D[places.to(self._device)]
 
     def layer(self, layer: int, key_K_N_D: torch.Tensor, value_K_N_D: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The keys and the values (slots, key heads, tokens, dimension) of a layer; made at the first use, like these."""
-        if layer not in self._layers:
-            self._layers[layer] = tuple(  # type: ignore[assignment]
+        """The keys and the values (slots, key heads, tokens, dimension) of a layer, made at the first use."""
+        if layer not in self.held:
+            self.held[layer] = tuple(  # type: ignore[assignment]
                 self._grown(x[None, :, :0], 0) for x in (key_K_N_D, value_K_N_D)
             )
-        return self._layers[layer]
+        return self.held[layer]
 
     def _grown(self, old: torch.Tensor, kept: int) -> torch.Tensor:
         # Zeros, not what memory happens to hold: tokens that are not there are masked, and 0 · NaN is NaN.
-        new = old.new_zeros(self._slots, old.shape[1], self._capacity, old.shape[3])
+        new = old.new_zeros(self.slots, old.shape[1], self.capacity, old.shape[3])
         new[:kept, :, : old.shape[2]] = old[:kept]
         return new
+
+
+def check(hidden_states: HiddenStates, layers: int, vocabulary: int, device: torch.device, name: str) -> int:
+    """Make sure that a model's answers can grow in a cache, and tell the bytes that it takes for a token.
+
+    Raises:
+        ModelError: it keeps more of a sequence than the keys and values of attention, as recurrent and convolutional
+            layers do.
+    """
+    ids = [at % vocabulary for at in range(24)]
+    parts = [Part(0, 0, ids[:9]), Part(0, 9, ids[9:17]), *(Part(0, at, ids[at : at + 1]) for at in range(17, 24))]
+    cache = Cache(hidden_states, device)
+    cache.reserve(1, len(ids))
+    with torch.no_grad():
+        whole_N_D = hidden_states(torch.tensor(ids, device=device), torch.arange(24, device=device), Packed([24]))
+        found = torch.cat([cache.read([part]) for part in parts]).float()
+    wanted = whole_N_D[[part.end - 1 for part in parts]].float()
+    # The two differ in the order of their sums only; half of the digits of the weights' type is far from it.
+    close = float((wanted - found).norm() / wanted.norm()) <= torch.finfo(whole_N_D.dtype).eps ** 0.5
+    if not close or len(cache.held) != layers:
+        raise ModelError(
+            f"{name}: layers that keep more of a sequence than the keys and values of attention, such as recurrent or "
+            "convolutional ones, are not in the embedded engine",
+            hint="use it on a Tinker server",
+        )
+    return cache.bytes_per_token
 
 
 def _kind(part: Part) -> int:
@@ -147,11 +174,12 @@ class _Pass:
                 values[part.slot, :, : part.end] = v[:, start:end]
                 start = end
             found.append(self._packed.attend(layer, q, k, v, rules))
-        for part, (q, k, v) in zip(self._others, parts, strict=True):
-            keys[part.slot, :, part.start : part.end] = k
-            values[part.slot, :, part.start : part.end] = v
-            k, v = (x[part.slot, :, : part.end] for x in (keys, values))
-            found.append(causal_attention(q[None], k[None], v[None], rules)[0])
+        for part, (q, new_k, new_v) in zip(self._others, parts, strict=True):
+            keys[part.slot, :, part.start : part.end] = new_k
+            values[part.slot, :, part.start : part.end] = new_v
+            slot = slice(part.slot, part.slot + 1)
+            k, v = keys[slot, :, : part.end], values[slot, :, : part.end]
+            found.append(causal_attention(q[None], k, v, rules)[0])
         return torch.cat(found, dim=1) if len(found) > 1 else found[0]
 
     def _singles(

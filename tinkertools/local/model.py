@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import torch
 from tinkertools.chat.tokenizing import LOADING_HINT, load_tokenizer
 from tinkertools.config import LORA_ALPHA
 from tinkertools.errors import EngineError, ModelError
-from tinkertools.local import lora, memory, packing
+from tinkertools.local import cache, lora, memory, packing
 from tinkertools.local.checkpoints import read_adapter
 from tinkertools.local.limits import max_length_of, read_config
 from tinkertools.local.vocabulary import OutputLayer
@@ -67,12 +68,7 @@ class BaseModel:
         self, tokens_N: torch.Tensor, positions_N: torch.Tensor, attention: packing.Attention
     ) -> torch.Tensor:
         """The decoder's output (N, hidden) for a row of tokens that belong together as `attention` says."""
-        with packing.attending(attention):
-            output = self._model.get_decoder()(
-                input_ids=tokens_N[None], position_ids=positions_N[None], use_cache=False
-            )
-        hidden_1_N_D: torch.Tensor = output.last_hidden_state
-        return hidden_1_N_D[0]
+        return _hidden_states(self._model, tokens_N, positions_N, attention)
 
     def output_layer(self, adapter: str | None) -> OutputLayer:
         """The layer that makes logits of hidden states, as `using(adapter)` computes it.
@@ -256,6 +252,13 @@ class BaseModel:
         self._layers = _trainable_layers(model)
         self._check_output_layer(model)
         packing.install(model)
+        self.cache_bytes_per_token = cache.check(
+            partial(_hidden_states, model),
+            model.config.get_text_config().num_hidden_layers,
+            model.config.get_text_config().vocab_size,
+            self.device,
+            self.name,
+        )
         return model
 
     def _check_output_layer(self, model: "PreTrainedModel") -> None:
@@ -271,6 +274,16 @@ class BaseModel:
                 "embedded engine does not do",
                 hint="train it on a Tinker server",
             )
+
+
+def _hidden_states(
+    model: "PreTrainedModel", tokens_N: torch.Tensor, positions_N: torch.Tensor, attention: packing.Attention
+) -> torch.Tensor:
+    decoder: Any = model.get_decoder()
+    with packing.attending(attention):
+        output = decoder(input_ids=tokens_N[None], position_ids=positions_N[None], use_cache=False)
+    hidden_1_N_D: torch.Tensor = output.last_hidden_state
+    return hidden_1_N_D[0]
 
 
 def _trainable_layers(model: "PreTrainedModel") -> dict[str, set[str]]:

@@ -14,10 +14,6 @@ from tinkertools.local.failures import Closed, as_sdk
 
 T = TypeVar("T")
 
-# Requests of one kind that arrive within this time of each other are computed together.
-_COLLECT_SECONDS = 0.01
-_GROUP_LIMIT = 64
-
 
 class LocalFuture(Future[T], tinker.APIFuture[T], Generic[T]):
     """The SDK's future over a result that this process computes: `.result()` or `await`, in any event loop.
@@ -58,12 +54,61 @@ def finished(value: T) -> LocalFuture[T]:
 
 @dataclass(frozen=True)
 class _Job:
-    """A group key (None: runs alone) and an item, which `run` takes together with those of equal jobs after it."""
+    """What to run for a future; for jobs with a key, one of which may run the others as well, also the item of it."""
 
-    key: Hashable | None
-    item: Any
-    run: Callable[[list[Any]], list[Any]]
+    run: Callable[..., Any]
     future: LocalFuture[Any]
+    key: Hashable | None = None
+    item: Any = None
+
+
+class Request:
+    """One of the requests that share a run."""
+
+    def __init__(self, job: _Job) -> None:
+        self.item = job.item
+        self._future = job.future
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has a result."""
+        return self._future.done()
+
+    def finish(self, result: Any) -> None:
+        """Give it its result, or the exception that it fails with."""
+        if isinstance(result, BaseException):
+            self._future.set_exception(as_sdk(result))
+        else:
+            self._future.set_result(result)
+
+
+class Requests:
+    """The requests of a run that may be shared: the first, and those of its kind that come while it is under way."""
+
+    def __init__(self, worker: "Worker", first: _Job) -> None:
+        self._worker = worker
+        self._key = first.key
+        self._new = self._started([first])
+        self._open: list[Request] = []
+
+    def take(self) -> list[Request]:
+        """Those that came since the last call, in their order.
+
+        None that stands in the queue behind a job of another kind: whoever waits there is not overtaken.
+        """
+        taken = self._new + self._started(self._worker.next_of(self._key))
+        self._new = []
+        self._open = [request for request in self._open if not request.finished] + taken
+        return taken
+
+    def fail(self, error: BaseException) -> None:
+        """Let all that have no result fail."""
+        for request in [*self._new, *self._open]:
+            if not request.finished:
+                request.finish(error)
+
+    def _started(self, jobs: list[_Job]) -> list[Request]:
+        return [Request(job) for job in jobs if job.future.set_running_or_notify_cancel()]
 
 
 class Worker:
@@ -73,6 +118,8 @@ class Worker:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         # The garbage collector may submit what frees an adapter, while this very thread submits something else.
         self._lock = threading.RLock()
+        # A job that was looked at and is not to be run yet, if any.
+        self._held: list[_Job | None] = []
         self._closed = False
         self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._loop, name=f"tinkertools-{name}", daemon=True)
@@ -80,14 +127,14 @@ class Worker:
 
     def submit(self, run: Callable[[], T]) -> LocalFuture[T]:
         """Run `run` after everything submitted before it."""
-        return self._put(_Job(None, None, lambda _: [run()], LocalFuture(self._thread)))
+        return self._put(_Job(run, LocalFuture(self._thread)))
 
-    def submit_grouped(self, key: Hashable, item: Any, run: Callable[[list[Any]], list[Any]]) -> LocalFuture[Any]:
-        """As `submit`, but jobs with an equal key that follow each other are run by one call of `run` on their items.
+    def submit_shared(self, key: Hashable, item: Any, run: Callable[[Requests], None]) -> LocalFuture[Any]:
+        """As `submit`, but `run` may take the jobs with an equal key that follow, also those that come while it runs.
 
-        `run` returns one result an item; an exception among them fails that item alone.
+        It finishes each by itself. What it raises fails those that it has taken and not finished.
         """
-        return self._put(_Job(key, item, run, LocalFuture(self._thread)))
+        return self._put(_Job(run, LocalFuture(self._thread), key, item))
 
     def close(self, *, cancel: bool = False) -> None:
         """Stop, after finishing what was submitted, or as soon as the running job sees it. Refuse what comes later."""
@@ -115,45 +162,45 @@ class Worker:
             self._jobs.put(job)
         return job.future
 
-    def _loop(self) -> None:
-        job = self._jobs.get()
-        while job is not None:
-            group = [job]
-            job = self._collect(group)
-            self._run(group)
-            if job is _NOTHING:
-                job = self._jobs.get()
-
-    def _collect(self, group: list[_Job]) -> _Job | None:
-        """Move the jobs that belong to the group into it; return the first that does not, or `_NOTHING`."""
-        if group[0].key is None:
-            return _NOTHING
-        while len(group) < _GROUP_LIMIT:
+    def next_of(self, key: Hashable) -> list[_Job]:
+        """The jobs with that key at the head of the queue, taken out of it."""
+        found: list[_Job] = []
+        while True:
             try:
-                job = self._jobs.get(timeout=_COLLECT_SECONDS)
+                job = self._held.pop() if self._held else self._jobs.get_nowait()
             except queue.Empty:
-                return _NOTHING
-            if job is None or job.key != group[0].key:
-                return job
-            group.append(job)
-        return _NOTHING
+                return found
+            if job is None or job.key != key:
+                self._held.append(job)
+                return found
+            found.append(job)
 
-    def _run(self, group: list[_Job]) -> None:
-        group = [job for job in group if job.future.set_running_or_notify_cancel()]
-        if not group:
+    def _loop(self) -> None:
+        while (job := self._held.pop() if self._held else self._jobs.get()) is not None:
+            if job.key is None:
+                self._run(job)
+            else:
+                self._run_shared(job)
+            # While the next is waited for, nothing holds the clients that this one belongs to.
+            del job
+
+    def _run(self, job: _Job) -> None:
+        if not job.future.set_running_or_notify_cancel():
             return
         try:
             self.check()
-            results = group[0].run([job.item for job in group])
-            if len(results) != len(group):
-                raise RuntimeError(f"{len(group)} requests got {len(results)} results")
+            result = job.run()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to who waits
+            job.future.set_exception(as_sdk(error))
+        else:
+            job.future.set_result(result)
+
+    def _run_shared(self, job: _Job) -> None:
+        requests = Requests(self, job)
+        try:
+            self.check()
+            job.run(requests)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
-            results = [error] * len(group)
-        for job, result in zip(group, results, strict=True):
-            if isinstance(result, BaseException):
-                job.future.set_exception(as_sdk(result))
-            else:
-                job.future.set_result(result)
-
-
-_NOTHING = _Job(None, None, lambda _: [], LocalFuture())
+            requests.fail(error)
+        else:
+            requests.fail(RuntimeError("a request was left without a result"))
