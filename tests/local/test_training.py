@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from tinkertools.errors import EngineError
 from tinkertools.local import ServiceClient
+from tinkertools.local.trainer import _ADAM
 from tinkertools.local.training import TrainingClient
 
 ALPHA = 32
@@ -268,6 +269,29 @@ def test_the_base_model_never_changes(service: ServiceClient, tiny: str) -> None
     logprobs = plain(torch.tensor([[4, 5, 6, 7]])).logits[0].log_softmax(-1).detach()
     expected = [None, *(pytest.approx(float(logprobs[i, t]), abs=1e-5) for i, t in enumerate([5, 6, 7]))]
     assert found == expected
+
+
+def test_training_the_unembedding_of_a_tied_model_leaves_the_input_embedding_alone(
+    service: ServiceClient, tiny: str
+) -> None:
+    client = service.create_lora_training_client(tiny, rank=4, seed=0, train_attn=False, train_mlp=False)
+    model = client._base._model
+    assert model.config.tie_word_embeddings
+    embedding: Any = model.get_input_embeddings().weight
+    before = embedding.detach().clone()
+    losses_seen = train(client, 5)
+    assert losses_seen[-1] < losses_seen[0]
+    assert embedding.grad is None and not embedding.requires_grad and torch.equal(embedding, before)
+    # What is trained is the output alone: hidden states are those of the plain model, logits are not.
+    reference = Reference(tiny, adapter_of(client))
+    assert set(reference.weights()) == {"lm_head.weight"}
+    expected = reference.loss(BATCH)[0].item()
+    found = client.forward(BATCH, "cross_entropy").result().metrics["loss:sum"]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_field_of_the_sdks_adam_is_honoured() -> None:
+    assert set(types.AdamParams.model_fields) == set(_ADAM)
 
 
 @pytest.mark.parametrize("with_optimizer", [True, False])
