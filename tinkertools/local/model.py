@@ -170,14 +170,14 @@ class BaseModel:
     def remove_adapter(self, adapter: str) -> None:
         """Free the memory of an adapter that nobody will use any more."""
         assert self._peft is not None
-        if len(self._peft.peft_config) == 1:
+        others = [name for name in self._peft.peft_config if name != adapter]
+        if not others:
             self._peft.unload()
             self._peft = None
             return
-        with warnings.catch_warnings():
-            # PEFT warns that another adapter is active then; here each computation names its own.
-            warnings.simplefilter("ignore", UserWarning)
-            self._peft.delete_adapter(adapter)
+        # PEFT warns where it has to choose the next one itself. Each computation names its own.
+        self._peft.set_adapter(others[0], inference_mode=True)
+        self._peft.delete_adapter(adapter)
 
     def adapter_config(self, adapter: str) -> "LoraConfig":
         """The PEFT configuration of an adapter."""
