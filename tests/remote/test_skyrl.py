@@ -1,4 +1,7 @@
-"""`tt` on a real server that speaks Tinker's API: SkyRL, on the CPU, with SDKs that it understands."""
+"""`tt` on a real server that speaks Tinker's API: SkyRL, on the CPU, with SDKs that it understands.
+
+SkyRL adapts the seven matrices of each layer, and never the output layer, whatever it is asked for.
+"""
 
 import itertools
 import json
@@ -31,6 +34,8 @@ from servers import (
     python_surroundings,
 )
 
+from tinkertools.shipped import SAMPLE_HELD_OUT_DATA
+
 # Starting the server may take as long as downloading it.
 pytestmark = pytest.mark.timeout(1500)
 
@@ -50,8 +55,22 @@ OTHER_DATA = 5e-3
 # likelihoods: between 4 and 8 they are steps of 1/32, so that their mean may be off by half a step.
 ROUNDING = 1 / 64
 
-# A random model has no words: what it answers does not matter.
+# After a few steps what it answers does not matter.
 PROMPTS = ["--max-tokens", 8, "--temperature", 0, "--test-prompts"]
+
+# What is learned by heart is answered beyond doubt.
+CONVERSATIONS = {
+    f"Count from {n} to {n + 5}.": f"Ahoy! {', '.join(map(str, range(n, n + 6)))} by my lantern."
+    for n in (9, 11, 13, 15)
+}
+LONGEST_ANSWER = 40
+OTHER_TEXTS = 8
+# Between 8 and 16, where the largest logits and the logarithms of their sums are, the steps of bfloat16 are 1/16, and
+# rounding is off by half a step at most. A logprob comes of two such roundings, and the layers before them may add as
+# much again. Two logits further apart than that keep their order.
+ROUNDED = 1 / 8
+# The mean of many is less: 1/48 where two roundings are added. A scale that is wrong by a twentieth is off by 1/12.
+ROUNDED_MEAN = 1 / 32
 
 
 @dataclass(frozen=True)
@@ -91,16 +110,9 @@ def shortest(source: Path, count: int, target: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served(untied: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny model of random weights in bfloat16."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "served"
-    shutil.copytree(untied, folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(untied, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    return str(folder)
+def served(starter: str) -> str:
+    """A small model that can answer, in bfloat16, its output layer tied to the input embedding."""
+    return starter
 
 
 @pytest.fixture(scope="session")
@@ -233,6 +245,105 @@ def resumed(start: Start, remote_tt: Run, workplace: Path, options: list[object]
     return Trained(run, ran)
 
 
+@pytest.fixture(scope="session")
+def taught(remote_tt: Run, skyrl: SkyRL, served: str, workplace: Path) -> Trained:
+    """A run that has learned its conversations by heart."""
+    rows = [
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        for question, answer in CONVERSATIONS.items()
+    ]
+    data = workplace / "conversations.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    ran = remote_tt(
+        NEWEST, "train", "--base-url", skyrl.url, "--base-model", served, "--data", data, "--run-name", "taught",
+        "--batch", len(rows), "--epochs", 14, "--learning-rate", "5e-3", "--lr-schedule", "constant", "--rank", 8,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    return Trained(workplace / "checkpoints" / "taught", ran)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the server says with weights: the end of each text, and the logprobs of what is there of it."""
+
+    prompt: list[int]
+    tokens: list[int]
+    logprobs: list[float]
+
+
+# One request after another: the server compiles each number of them that it happens to find waiting.
+ASK = """
+import json, sys
+import tinker
+
+url, weights, end, longest, prompts, texts = json.loads(sys.argv[1])
+client = tinker.ServiceClient(base_url=url).create_sampling_client(model_path=weights)
+settings = tinker.SamplingParams(max_tokens=longest, temperature=0.0, stop=[end])
+said = []
+for prompt in prompts:
+    [answer] = client.sample(tinker.ModelInput.from_ints(prompt), 1, settings).result().sequences
+    said.append([prompt, list(answer.tokens), list(answer.logprobs)])
+for first, *others in texts:
+    logprobs = client.compute_logprobs(tinker.ModelInput.from_ints([first, *others])).result()
+    # Servers differ in whether the first token has one.
+    said.append([[first], others, logprobs[-len(others) :]])
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="session")
+def said(start: Start, skyrl: SkyRL, served: str, taught: Trained, workplace: Path) -> list[Said]:
+    """What the server says with the weights of that run, asked without `tt`: answers at temperature 0 to what it has
+    learned, then the logprobs of texts that it has not."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(served)
+    prompts = [prompt_of(tokenizer, question) for question in CONVERSATIONS]
+    rows = shortest(SAMPLE_HELD_OUT_DATA, OTHER_TEXTS, workplace / "others.jsonl").read_text().splitlines()
+    texts = [tokenizer.apply_chat_template(json.loads(row)["messages"], return_dict=False) for row in rows]
+    asked = [skyrl.url, taught.paths["sampler"], tokenizer.eos_token_id, LONGEST_ANSWER, prompts, texts]
+    ran = ended(start(NEWEST, "-c", ASK, json.dumps(asked)))
+    assert ran.code == 0, ran.err
+    return [Said(*one) for one in json.loads(ran.out)]
+
+
+def prompt_of(tokenizer: Any, question: str) -> list[int]:
+    messages = [{"role": "user", "content": question}]
+    ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    return ids
+
+
+def greedy(model: Any, prompt: list[int]) -> list[int]:
+    """A model's own answer."""
+    import torch
+
+    made = model.generate(input_ids=torch.tensor([prompt]), do_sample=False, max_new_tokens=LONGEST_ANSWER)
+    answer: list[int] = made[0, len(prompt) :].tolist()
+    return answer
+
+
+def logits(model: Any, said: Said) -> Any:
+    """Those that a model has where the server said its tokens, (tokens, vocabulary)."""
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor([said.prompt + said.tokens])).logits[0, len(said.prompt) - 1 : -1]
+
+
+def apart(model: Any, said: Said) -> Any:
+    """How far a model's logprobs are from the server's, token by token."""
+    import torch
+
+    ours = logits(model, said).log_softmax(-1)[range(len(said.tokens)), said.tokens]
+    return (ours - torch.tensor(said.logprobs)).abs()
+
+
+def uploaded(tt: Tt, folder: Path, *options: object) -> Path:
+    built = tt("upload", *options, "--dry-run", "--download-dir", folder)
+    assert (built.code, built.out) == (0, f"{folder}\n"), built.err
+    return folder
+
+
 @pytest.mark.parametrize("version", [NEWEST, OLDEST])
 def test_the_sdk_is_the_version_that_is_asked_for(start: Start, version: str) -> None:
     script = (
@@ -274,8 +385,8 @@ def test_the_downloaded_adapter_loads_in_peft(whole: Trained, served: str) -> No
         adapted: Any = PeftModel.from_pretrained(base, str(whole.path / "final_lora_weights"))
         after = adapted(tokens).logits
         trained = [tensor for name, tensor in adapted.named_parameters() if "lora_B" in name]
-    # Each of the two layers has seven adapted matrices, and training has changed them all.
-    assert len(trained) == 14
+    # Each of the six layers has seven adapted matrices, and training has changed them all.
+    assert len(trained) == 42
     assert all(tensor.any() for tensor in trained)
     assert not torch.equal(before, after)
 
@@ -342,6 +453,65 @@ def test_weights_on_the_server_answer(
     assert [set(result) for result in results["results"]] == [{"prompt", "lora_response"}]
 
 
+def test_the_merged_model_answers_as_the_server(
+    tt: Tt, taught: Trained, served: str, said: list[Said], tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = uploaded(tt, tmp_path / "merged", "--run", taught.path, "--merge")
+    merged: Any = AutoModelForCausalLM.from_pretrained(folder)
+    exact: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    base: Any = AutoModelForCausalLM.from_pretrained(served, dtype=torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    assert not list(folder.glob("adapter_*"))
+    answers, others = said[: len(CONVERSATIONS)], said[len(CONVERSATIONS) :]
+    for (question, text), answer in zip(CONVERSATIONS.items(), answers, strict=True):
+        assert prompt_of(tokenizer, question) == answer.prompt
+        assert tokenizer.decode(answer.tokens) == text + tokenizer.eos_token
+        assert len(answer.tokens) > 20
+        # What is answered is decided: no rounding, here or there, changes it.
+        best = logits(exact, answer).topk(2).values
+        assert (best[:, 0] - best[:, 1]).min() > 8 * ROUNDED
+        assert greedy(merged, answer.prompt) == answer.tokens
+        assert greedy(base, answer.prompt) != answer.tokens
+        assert apart(exact, answer).max() < ROUNDED
+        assert apart(base, answer).max() > 8 * ROUNDED
+    # What it has not learned it is not sure of: there every part of the adapter shows.
+    assert torch.cat([apart(exact, one) for one in others]).mean() < ROUNDED_MEAN
+    assert torch.cat([apart(base, one) for one in others]).mean() > 8 * ROUNDED_MEAN
+
+
+def test_the_adapter_answers_as_the_server(
+    tt: Tt, taught: Trained, served: str, said: list[Said], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = uploaded(tt, tmp_path / "adapter", "--run", taught.path, "--adapter-only")
+    base: Any = AutoModelForCausalLM.from_pretrained(served)
+    adapted: Any = PeftModel.from_pretrained(base, str(folder))
+    for answer in said[: len(CONVERSATIONS)]:
+        assert greedy(adapted, answer.prompt) == answer.tokens
+
+
+def test_weights_on_the_server_become_the_same_model(
+    remote_tt: Run, tt: Tt, skyrl: SkyRL, taught: Trained, tmp_path: Path
+) -> None:
+    here, there = uploaded(tt, tmp_path / "here", "--run", taught.path, "--merge"), tmp_path / "there"
+    asked = ["--checkpoint-path", taught.paths["sampler"], "--base-url", skyrl.url]
+    ran = remote_tt(NEWEST, "upload", *asked, "--merge", "--dry-run", "--download-dir", there)
+    assert (ran.code, ran.out) == (0, f"{there}\n"), ran.err
+    found, wanted = (
+        {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+        for folder in (there, here)
+    )
+    # The card and the curve tell of the run, which is on this machine only.
+    assert wanted.pop("loss.svg")
+    assert found.pop("README.md") != wanted.pop("README.md")
+    assert found == wanted
+
+
 def test_adapters_can_stay_on_the_server(remote_tt: Run, tt: Tt, options: list[object], workplace: Path) -> None:
     ran = remote_tt(NEWEST, "train", *options, "--run-name", "there", "--no-download", "--max-steps", 1)
     assert ran.code == 0, ran.err
@@ -356,11 +526,11 @@ def test_adapters_can_stay_on_the_server(remote_tt: Run, tt: Tt, options: list[o
 
 
 def test_a_model_that_the_server_does_not_have_is_answered_by_those_it_has(
-    remote_tt: Run, options: list[object], skyrl: SkyRL, served: str, starter: str
+    remote_tt: Run, options: list[object], skyrl: SkyRL, served: str, tiny: str
 ) -> None:
-    ran = remote_tt(NEWEST, "train", *options, "--base-model", starter, "--run-name", "other")
+    ran = remote_tt(NEWEST, "train", *options, "--base-model", tiny, "--run-name", "other")
     assert (ran.code, ran.out) == (1, "")
-    assert f"error: {skyrl.url} does not have {starter}; it has {served}\n" in ran.err
+    assert f"error: {skyrl.url} does not have {tiny}; it has {served}\n" in ran.err
     assert f"--base-model {served}" in ran.err
 
 
