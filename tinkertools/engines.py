@@ -103,7 +103,7 @@ def open_service(
         choice: the engine.
         store: where adapters are before a run takes them: what the embedded engine saves, what a server gives. None
             where nothing is saved.
-        notify: is told what a server is waited for.
+        notify: is told what a server is waited for, and where memory runs out here.
         timeout: seconds that a request to a server may take.
         download: whether adapters of a server are wanted here.
     """
@@ -114,4 +114,4 @@ def open_service(
         return remote.ServiceClient(choice.base_url, timeout, notify, downloads)
     from tinkertools import local
 
-    return local.ServiceClient(store=store)
+    return local.ServiceClient(store=store, notify=notify)

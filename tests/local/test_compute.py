@@ -12,21 +12,28 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from tinkertools.errors import EngineError
 from tinkertools.local import lora, memory, vocabulary
+from tinkertools.local import threads as side_by_side
 from tinkertools.local.compute import parts
 from tinkertools.local.vocabulary import OutputLayer, loss_backward, token_logprobs
 
 
 @settings(max_examples=200)
-@given(st.lists(st.integers(1, 4000), max_size=120), st.integers(1, 9000))
-def test_parts_hold_every_item_once_in_order_within_the_budget(lengths: list[int], budget: int) -> None:
-    found = list(parts(lengths, budget))
-    assert [i for part in found for i in range(len(lengths))[part]] == list(range(len(lengths)))
-    sums = [sum(lengths[part]) for part in found]
-    assert all(total <= budget or part.stop - part.start == 1 for part, total in zip(found, sums, strict=True))
-    # None ends early: the next item would not have fitted.
-    assert all(
-        total + lengths[part.stop] > budget for part, total in zip(found, sums, strict=True) if part.stop < len(lengths)
-    )
+@given(lengths=st.lists(st.integers(0, 4000), max_size=120), most=st.integers(1, 9000), side_by_side=st.integers(1, 4))
+def test_parts_hold_every_item_once_within_the_budget(lengths: list[int], most: int, side_by_side: int) -> None:
+    costs = [float(length) for length in lengths]
+    found = parts(lengths, costs, most, side_by_side)
+    assert sorted(i for part in found for i in part) == [i for i, length in enumerate(lengths) if length]
+    assert all(len(part) == 1 or sum(lengths[i] for i in part) <= most for part in found)
+    assert all(part == sorted(part) for part in found)
+    # None idles: each of those that compute has work, where there are items enough.
+    assert len(found) >= min(side_by_side, sum(length > 0 for length in lengths))
+
+
+def test_parts_cost_about_the_same() -> None:
+    lengths, costs = [100] * 8, [9.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert parts(lengths, costs, 1000, 2) == [[0], [1, 2, 3, 4, 5, 6, 7]]
+    # Two at a time, of at most 400 tokens each: four parts, so that the last two share their time too.
+    assert [len(part) for part in parts(lengths, [1.0] * 8, 399, 2)] == [2, 2, 2, 2]
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
@@ -52,7 +59,7 @@ def layer_of(words: int, width: int, rank: int, *, bias: bool, seed: int) -> Out
 def check_against_plain_pytorch(layer: OutputLayer, hidden: torch.Tensor, targets: torch.Tensor) -> None:
     """A loss that is not linear in the logprobs, over logits that are all there at once, in float64."""
     weights = torch.linspace(-1, 2, len(targets))
-    found, gradient = loss_backward(
+    found = loss_backward(
         layer, hidden, targets, lambda logprobs, rows: weights[rows] * (logprobs - logprobs.exp() ** 2)
     )
     whole = hidden.double().requires_grad_()
@@ -72,12 +79,12 @@ def check_against_plain_pytorch(layer: OutputLayer, hidden: torch.Tensor, target
         assert theirs is not None
         torch.testing.assert_close(ours.double(), theirs.detach(), atol=near * sums, rtol=2e-5)
 
-    check(found, expected)
+    check(found.logprobs, expected)
     check(token_logprobs(layer, hidden, targets), expected)
-    check(gradient, whole.grad)
-    if layer.a is not None and layer.b is not None:
-        check(layer.a.grad, factors[0].grad, len(targets))
-        check(layer.b.grad, factors[1].grad, len(targets))
+    check(found.hidden, whole.grad)
+    if factors:
+        check(found.a, factors[0].grad, len(targets))
+        check(found.b, factors[1].grad, len(targets))
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,24 +118,20 @@ def test_logits_of_any_size_overflow_nothing() -> None:
         weight = torch.zeros(words, 2)
         weight[at] = torch.tensor([1000.0, 0.0])
         hidden, targets = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([at, at])
-        found, gradient = loss_backward(OutputLayer(weight), hidden, targets, lambda logprobs, rows: -logprobs)
-        assert found.tolist() == pytest.approx([0.0, -1000 - torch.tensor(words - 1.0).log().item()])
-        assert gradient.isfinite().all()
+        found = loss_backward(OutputLayer(weight), hidden, targets, lambda logprobs, rows: -logprobs)
+        assert found.logprobs.tolist() == pytest.approx([0.0, -1000 - torch.tensor(words - 1.0).log().item()])
+        assert found.hidden.isfinite().all()
 
 
 def test_gradients_of_a_trained_output_layer_add_up_to_the_same_bits(threads: int) -> None:
     """Threads finish in any order; sums do not depend on it."""
     torch.manual_seed(1)
     hidden, targets = torch.randn(600, 16), torch.randint(900, (600,))
-    found = []
-    for _ in range(3):
-        layer = layer_of(900, 16, 4, bias=False, seed=2)
-        loss_backward(layer, hidden, targets, lambda logprobs, rows: -logprobs)
-        found.append(
-            [factor.grad.tolist() for factor in (layer.a, layer.b) if factor is not None and factor.grad is not None]
-        )
-    assert len(found[0]) == 2
-    assert found[1] == found[2] == found[0]
+    layer = layer_of(900, 16, 4, bias=False, seed=2)
+    found = [loss_backward(layer, hidden, targets, lambda logprobs, rows: -logprobs) for _ in range(3)]
+    for again in found[1:]:
+        for name in ("logprobs", "hidden", "a", "b"):
+            assert torch.equal(getattr(again, name), getattr(found[0], name))
 
 
 def test_a_loss_that_fails_fails_the_pass(threads: int) -> None:
@@ -143,6 +146,7 @@ def test_a_loss_that_fails_fails_the_pass(threads: int) -> None:
 
 def test_the_budget_fits_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
+    monkeypatch.setattr(side_by_side, "count", lambda device: 2)
     budget = memory.TokenBudget(torch.device("cpu"), said.append)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**9)
     assert budget.backward(lambda tokens: 1.0) == 1024
@@ -154,8 +158,9 @@ def test_the_budget_fits_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == []
 
 
-def test_out_of_memory_halves_the_budget_repeats_and_says_so() -> None:
+def test_out_of_memory_halves_the_budget_repeats_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
+    monkeypatch.setattr(side_by_side, "count", lambda device: 2)
     budget = memory.TokenBudget(torch.device("cpu"), said.append)
     tries: list[int] = []
 
@@ -247,3 +252,29 @@ def test_what_is_more_than_plain_lora_is_left_to_peft(more: dict[str, Any]) -> N
     x = torch.randn(5, 3)
     assert not lora.is_plain(layer, "one")
     torch.testing.assert_close(lora._Forward(layer)(x), layer(x))
+
+
+def test_pieces_come_in_order_and_nothing_runs_on_after_a_failure(threads: int) -> None:
+    running: set[int] = set()
+
+    def compute(piece: int) -> int:
+        # Within a piece torch has one thread; the library that multiplies matrices too.
+        assert torch.get_num_threads() == 1
+        running.add(piece)
+        try:
+            torch.randn(300, 300) @ torch.randn(300, 300)
+            if piece == 5:
+                raise ArithmeticError("the fifth")
+            return piece * piece
+        finally:
+            running.discard(piece)
+
+    cpu = torch.device("cpu")
+    assert list(side_by_side.each(compute, range(5), cpu)) == [0, 1, 4, 9, 16]
+    assert torch.get_num_threads() == threads
+    with pytest.raises(ArithmeticError, match="the fifth"):
+        list(side_by_side.each(compute, range(100), cpu))
+    assert not running
+    assert torch.get_num_threads() == threads
+    # A single piece is not worth another thread, and has all of torch's.
+    assert list(side_by_side.each(lambda piece: torch.get_num_threads(), [0], cpu)) == [threads]

@@ -8,12 +8,13 @@ import psutil
 import torch
 
 from tinkertools.errors import EngineError
+from tinkertools.local import threads
 from tinkertools.reporting import Notify
 
 T = TypeVar("T")
 
-# From here on, more tokens at once are no faster.
-_BUSY_TOKENS = {"cpu": 1024, "cuda": 16384}
+# From here on, more tokens at once are no faster; on a processor, for each of its cores.
+_BUSY_TOKENS = {"cpu": 512, "cuda": 16384}
 # Fewer are not tried: the weights themselves are too large then.
 _FEWEST_TOKENS = 64
 # Of what is free, the share that one pass may take; the rest is for logits, gradients on their way, and others.
@@ -29,7 +30,7 @@ class TokenBudget:
     def __init__(self, device: torch.device, notify: Notify) -> None:
         self._device = device
         self._notify = notify
-        self._tokens = _BUSY_TOKENS.get(device.type, _BUSY_TOKENS["cuda"])
+        self._tokens = threads.count(device) * _BUSY_TOKENS.get(device.type, _BUSY_TOKENS["cuda"])
         self._fitted = False
 
     @property

@@ -89,6 +89,12 @@ class BaseModel:
         a, b = layer.lora_A[trained].weight, layer.lora_B[trained].weight
         return OutputLayer(base.weight, base.bias, a, b, layer.scaling[trained])
 
+    def cost(self, tokens: int, logits: int) -> float:
+        """How much work a forward pass is, in multiplications: for some tokens, and logits for some of them."""
+        layer: Any = self._model.get_output_embeddings()
+        output: torch.Tensor = getattr(layer, "base_layer", layer).weight
+        return float(tokens * self._layer_parameters + logits * output.numel())
+
     def bytes_per_token(self, tokens: int) -> float:
         """What a pass with the adapter in use keeps for its gradient, measured with that many tokens."""
         ids = torch.arange(tokens, device=self.device) % self.vocabulary
@@ -250,6 +256,8 @@ class BaseModel:
         # model loaded on the main thread makes training 30 % slower.
         model = _load(self.name, torch.bfloat16 if self.device.type == "cuda" else torch.float32, self.device)
         self._layers = _trainable_layers(model)
+        inner = (module for module in model.get_decoder().modules() if isinstance(module, torch.nn.Linear))
+        self._layer_parameters = sum(module.weight.numel() for module in inner)
         self._check_output_layer(model)
         packing.install(model)
         self.cache_bytes_per_token = cache.check(

@@ -20,6 +20,7 @@ from tinkertools.local.store import RunInfo, Store, default_store, new_id, now
 from tinkertools.local.training import Metadata, TrainingClient, refuse_stability, release_with
 from tinkertools.local.twins import in_thread, submits
 from tinkertools.local.worker import LocalFuture, finished
+from tinkertools.reporting import Notify
 from tinkertools.shipped import STARTER_MODEL
 
 
@@ -36,6 +37,7 @@ class ServiceClient:
         store: the folder for checkpoints; by default one in the user's cache.
         device: `cpu`, `cuda` …; by default a GPU where there is one.
         models: names of base models and the folders that stand for them.
+        notify: is told, in a line, where memory runs out and a step is repeated; by default a warning.
         kwargs: warned of and not used, as in the SDK.
     """
 
@@ -51,6 +53,7 @@ class ServiceClient:
         store: Path | str | None = None,
         device: str | None = None,
         models: Mapping[str, Path | str] | None = None,
+        notify: Notify = warnings.warn,
         **kwargs: Any,
     ) -> None:
         if kwargs:
@@ -63,6 +66,7 @@ class ServiceClient:
         self._session_id = new_id()
         self._samplers: list[str] = []
         self._device = device
+        self._notify = notify
         self._aliases = {name: str(folder) for name, folder in (models or {}).items()}
         self._models: dict[str, BaseModel] = {}
         self._lock = threading.Lock()
@@ -249,7 +253,7 @@ class ServiceClient:
                 raise Closed("ServiceClient is closed", hint="make a new one")
             if folder not in self._models:
                 try:
-                    self._models[folder] = BaseModel(folder, device=self._device)
+                    self._models[folder] = BaseModel(folder, device=self._device, notify=self._notify)
                 except (EngineError, ModelError) as error:
                     raise as_sdk(error) from error
             return self._models[folder]

@@ -7,12 +7,12 @@ pass, with a running maximum and sum. Logits exist for one tile at a time, nothi
 that is made of logprobs is served, since its gradient is a factor for each position.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
+
+from tinkertools.local import threads
 
 # Positions and token ids of a tile of logits on a processor (1 MB: its cache), and logits held at once elsewhere.
 _ROWS = 256
@@ -21,7 +21,6 @@ _LOGITS = 1 << 26
 # Of a trained output layer the shares of all tokens are kept until its gradient is done: this many at once.
 _KEPT = 1 << 25
 
-T = TypeVar("T")
 TokenLosses = Callable[[torch.Tensor, slice], torch.Tensor]
 
 
@@ -44,8 +43,13 @@ class OutputLayer:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What became of some rows: their logprobs (n,), gradients (n, hidden), and those of A and B."""
+class Gradient:
+    """Of some positions: their logprobs (N,), float32, and the loss's gradient with respect to what is trained.
+
+    Attributes:
+        hidden: with respect to the hidden states, (N, hidden), of their type.
+        a, b: with respect to the adapter's factors of the output layer, where it has some.
+    """
 
     logprobs: torch.Tensor
     hidden: torch.Tensor
@@ -62,23 +66,19 @@ def token_logprobs(layer: OutputLayer, hidden_N_D: torch.Tensor, targets_N: torc
         low = _low(layer, hidden)
         return _target_logits(layer, hidden, low, targets) - _Softmax(layer, hidden, low, averages=False).logsumexp
 
-    found = list(_over_rows(compute, hidden_N_D, layer, trained=False))
-    return torch.cat(found) if found else torch.zeros(0, device=hidden_N_D.device)
+    return torch.cat(list(threads.each(compute, _slices(hidden_N_D, layer, kept=False), hidden_N_D.device)))
 
 
 def loss_backward(
     layer: OutputLayer, hidden_N_D: torch.Tensor, targets_N: torch.Tensor, token_losses: TokenLosses
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Backward of a sum of losses of positions; the gradients of A and B are added to theirs.
+) -> Gradient:
+    """The gradient of a sum of losses of positions.
 
     `token_losses` gives the losses of a slice of the positions from their logprobs.
-
-    Returns:
-        The logprobs (N,), float32, and the loss's gradient with respect to `hidden_N_D`, of its type.
     """
     trained = layer.b is not None
 
-    def compute(rows: slice) -> _Found:
+    def compute(rows: slice) -> Gradient:
         hidden, targets = hidden_N_D[rows], targets_N[rows]
         with torch.no_grad():
             low = _low(layer, hidden)
@@ -91,19 +91,23 @@ def loss_backward(
         with torch.no_grad():
             gradient = (layer.weight[targets].float() - softmax.mean_weight) * factors[:, None]
             if layer.a is None or layer.b is None or low is None or softmax.mean_b is None:
-                return _Found(logprobs, gradient.to(hidden.dtype), None, None)
+                return Gradient(logprobs, gradient.to(hidden.dtype), None, None)
             of_low = (layer.b[targets] - softmax.mean_b) * (layer.scale * factors)[:, None]
             b = softmax.products(low * (-layer.scale * factors)[:, None])
             b.index_add_(0, targets, low * (layer.scale * factors)[:, None])
             gradient += of_low @ layer.a
-            return _Found(logprobs, gradient.to(hidden.dtype), of_low.T @ hidden.float(), b)
+            return Gradient(logprobs, gradient.to(hidden.dtype), of_low.T @ hidden.float(), b)
 
-    found: list[_Found] = []
-    for part in _over_rows(compute, hidden_N_D.detach(), layer, trained):
-        _add(layer.a, part.a)
-        _add(layer.b, part.b)
-        found.append(_Found(part.logprobs, part.hidden, None, None))
-    return torch.cat([part.logprobs for part in found]), torch.cat([part.hidden for part in found])
+    hidden_N_D = hidden_N_D.detach()
+    logprobs, gradients = [], []
+    of_a = of_b = None
+    for part in threads.each(compute, _slices(hidden_N_D, layer, kept=trained), hidden_N_D.device):
+        logprobs.append(part.logprobs)
+        gradients.append(part.hidden)
+        # In the order of the slices: sums are the same to the bit, whichever thread was first.
+        of_a = part.a if of_a is None or part.a is None else of_a.add_(part.a)
+        of_b = part.b if of_b is None or part.b is None else of_b.add_(part.b)
+    return Gradient(torch.cat(logprobs), torch.cat(gradients), of_a, of_b)
 
 
 class _Softmax:
@@ -169,34 +173,16 @@ class _Softmax:
         return found
 
 
-def _over_rows(
-    compute: Callable[[slice], T], hidden_N_D: torch.Tensor, layer: OutputLayer, trained: bool
-) -> Iterator[T]:
-    """`compute` on slices of all positions, in their order.
-
-    On a processor each slice has a thread of its own: torch's threads would wait for each other at every small tile,
-    and longer the busier the machine is.
-    """
-    count = len(hidden_N_D)
-    vocabulary = len(layer.weight)
+def _slices(hidden_N_D: torch.Tensor, layer: OutputLayer, *, kept: bool) -> list[slice]:
+    """Positions that are computed together, at least one slice."""
+    count, vocabulary = len(hidden_N_D), len(layer.weight)
     if hidden_N_D.device.type != "cpu":
-        size = max(1, (_KEPT * 16 if trained else _LOGITS) // vocabulary)
-        yield from (compute(slice(start, start + size)) for start in range(0, count, size))
-        return
-    threads = torch.get_num_threads()
-    size = min(_ROWS, max(16, _KEPT // vocabulary)) if trained else _ROWS
-    # Even shares: the last thread should not work alone.
-    size = max(1, min(size, -(-count // threads)))
-    slices = [slice(start, start + size) for start in range(0, count, size)]
-    if threads == 1 or len(slices) == 1:
-        yield from map(compute, slices)
-        return
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            yield from pool.map(compute, slices)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
+        size = max(1, _LOGITS // vocabulary)
+    else:
+        size = min(_ROWS, max(16, _KEPT // vocabulary)) if kept else _ROWS
+        # Even shares: the last thread should not work alone.
+        size = max(1, min(size, -(-count // threads.count(hidden_N_D.device))))
+    return [slice(start, start + size) for start in range(0, max(count, 1), size)]
 
 
 def _low(layer: OutputLayer, hidden_n_D: torch.Tensor) -> torch.Tensor | None:
@@ -231,12 +217,3 @@ def _add_product(to: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Te
 def _wide_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a · b of a narrow type with a float32 result, where the device can; else rounded on the way."""
     return torch.mm(a, b, out_dtype=torch.float32) if a.device.type == "cuda" else torch.mm(a, b).float()
-
-
-def _add(parameter: torch.Tensor | None, gradient: torch.Tensor | None) -> None:
-    if parameter is None or gradient is None:
-        return
-    if parameter.grad is None:
-        parameter.grad = gradient.to(parameter.dtype)
-    else:
-        parameter.grad += gradient
