@@ -14,8 +14,6 @@ from tinkertools.local.stops import TextStops
 
 # Answers that grow side by side.
 MAX_SLOTS = 64
-# Tokens that a pass of the model reads at most: pieces of prompts beside the newest tokens of the answers.
-_PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
 # The cache's share of what memory is free when the first answer begins.
 _MEMORY_SHARE = 0.5
 # The tokens a slot has room for are a multiple of this, and grow by this factor at least.
@@ -82,12 +80,18 @@ class Generation:
 
     The slots are a rectangle, as many tokens wide as the longest answer. What does not fit into the memory for them
     waits, and where answers outgrow it the shortest waits again, to be read once more later.
+
+    Args:
+        base: the model.
+        slots: how many answers grow side by side.
+        pass_tokens: how many tokens a pass reads, pieces of prompts beside the answers' newest; else what suits the
+            device.
     """
 
-    def __init__(self, base: BaseModel, slots: int = MAX_SLOTS) -> None:
+    def __init__(self, base: BaseModel, slots: int | None = None, pass_tokens: int | None = None) -> None:
         self._base = base
-        self._most = slots
-        self._pass_tokens = _PASS_TOKENS.get(base.device.type, _PASS_TOKENS["cuda"])
+        self._most = slots or MAX_SLOTS
+        self._pass_tokens = pass_tokens or base.budget.forward
         self._cache = Cache(base.hidden_states, base.device)
         self._bytes_per_token = base.cache_bytes_per_token
         self._memory = free_bytes(base.device) * _MEMORY_SHARE

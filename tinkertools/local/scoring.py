@@ -11,8 +11,7 @@ from tinkertools.local.model import BaseModel
 from tinkertools.local.packing import Packed
 from tinkertools.local.selection import draws
 
-# Tokens that go through the model at once, and elements of float32 logits that are held (64 MB).
-_PASS_TOKENS = 8192
+# Elements of float32 logits that are held (64 MB).
 _LOGIT_ELEMENTS = 1 << 24
 # What the SDK writes where there is no likely token to tell of, before the first position that is scored.
 NO_LOGPROB = -99999.0
@@ -73,7 +72,7 @@ class Scores:
 def score(base: BaseModel, questions: Sequence[Question]) -> list[Scores]:
     """The scores of each sequence. Runs where and with what adapter its caller does."""
     found = [Scores()] * len(questions)
-    for group in _groups([len(question.tokens) for question in questions]):
+    for group in _groups([len(question.tokens) for question in questions], base.budget.forward):
         base.worker.check()
         lengths = [len(questions[i].tokens) for i in group]
         tokens_N = torch.tensor([token for i in group for token in questions[i].tokens])
@@ -84,11 +83,11 @@ def score(base: BaseModel, questions: Sequence[Question]) -> list[Scores]:
     return found
 
 
-def _groups(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of like lengths, so many tokens at most together; the longest first, which shows the peak of memory."""
+def _groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Indices of like lengths, at most so many tokens together; the longest first, which shows the peak of memory."""
     group: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if group and sum(lengths[j] for j in group) + lengths[i] > _PASS_TOKENS:
+        if group and sum(lengths[j] for j in group) + lengths[i] > most:
             yield group
             group = []
         group.append(i)

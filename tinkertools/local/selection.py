@@ -53,8 +53,7 @@ def draws(logits_B_V: torch.Tensor, temperature: float, points_B_K: torch.Tensor
 
 def _draw(logits_B_V: torch.Tensor, choices: list[Choice]) -> torch.Tensor:
     device = logits_B_V.device
-    points = [torch.rand((), generator=choice.generator, dtype=torch.float64) for choice in choices]
-    points_B_1 = torch.stack(points)[:, None].to(device)
+    points_B_1 = _points(choices).to(device)
     temperatures = torch.tensor([[choice.temperature] for choice in choices], device=device)
     probabilities_B_V = _probabilities(logits_B_V, temperatures)
     whole = [choice.top_k <= 0 and choice.top_p >= 1 for choice in choices]
@@ -71,6 +70,12 @@ def _draw(logits_B_V: torch.Tensor, choices: list[Choice]) -> torch.Tensor:
             reach = torch.tensor([[choices[i].top_p] for i in rows], dtype=torch.float64, device=device)
             found[at] = _among_the_likeliest(probabilities_B_V[at], points_B_1[at], top, reach, _CANDIDATES)
     return found
+
+
+def _points(choices: list[Choice]) -> torch.Tensor:
+    """A uniform number for each, (B, 1)."""
+    points = [torch.rand((), generator=choice.generator, dtype=torch.float64) for choice in choices]
+    return torch.stack(points)[:, None]
 
 
 def _among_the_likeliest(
