@@ -89,8 +89,7 @@ def whole_files(first: Path, *more: Path) -> Iterator[list[BinaryIO]]:
             files.append(cleanup.enter_context(beside(path).open("wb", buffering=1 << 20)))
         yield files
         for file in files:
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
             file.close()
         for path in paths:
             beside(path).replace(path)
@@ -145,6 +144,12 @@ def publish_directory(part: Path, path: Path) -> None:
     part.replace(path)
     sync_directory(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def sync(file: BinaryIO) -> None:
+    """Flush a file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:

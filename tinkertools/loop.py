@@ -142,7 +142,7 @@ class Loop:
         if sent.state is None:
             return
         state = sent.state.result().path
-        self.log.write()
+        self.log.sync()
         self.run_directory.take_state(self.service.checkpoint_directory(state), sent.step, self._kept(state=state))
         if sent.weights is None:
             return

@@ -1,33 +1,59 @@
-"""`training_log.json`: one entry a step, valid JSON whenever it is read."""
+"""`training_log.json`: one entry a step, valid JSON at every instant, at a cost a step that does not grow.
 
-import time
-from collections.abc import Callable
+Each of its two lists ends with room: spaces, which JSON allows there. An entry is written into the room by one write
+within one page of the file, which a killed process has made or not made. Where the room is used up the file is written
+anew, with more of it; the room grows with the list, so that is seldom, and all of it together costs a few times what
+the entries do. At its end the log is written once more, without room.
+"""
+
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import orjson
 
 from tinkertools.errors import RunError
-from tinkertools.files import write_bytes
+from tinkertools.files import explain_os_errors, sync, write_bytes
 
 LOG_VERSION = 1
 
-# The file is written whole each time, so not more often than this.
-_WRITE_SECONDS = 1.0
+# The kernel copies a write page by page; a kill can come between two.
+_PAGE = 4096
+# The room of a new file, and what a list of n bytes has: a share of them.
+_LEAST_ROOM = 4 * _PAGE
+_ROOM_SHARE = 0.5
+
+
+@dataclass
+class _List:
+    """One of the lists: its entries, and where the next one is written, before `limit`."""
+
+    name: str
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    position: int = 0
+    limit: int = 0
 
 
 class TrainingLog:
-    """The steps of a run. `close` or leaving the `with` block writes what is not written yet."""
+    """The steps and evaluations of a run; a `with` block keeps the file open."""
 
     def __init__(
-        self, path: Path, steps: list[dict[str, Any]] | None = None, clock: Callable[[], float] = time.monotonic
+        self, path: Path, steps: list[dict[str, Any]] | None = None, evals: list[dict[str, Any]] | None = None
     ) -> None:
         self._path = path
-        self._clock = clock
-        self._written_at = -float("inf")
-        self._unwritten = True
-        self.steps: list[dict[str, Any]] = steps or []
-        self.evals: list[dict[str, Any]] = []
+        self._steps = _List("steps", steps or [])
+        self._evals = _List("evals", evals or [])
+        self._file: BinaryIO | None = None
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """An entry a step, the first first."""
+        return self._steps.entries
+
+    @property
+    def evals(self) -> list[dict[str, Any]]:
+        """An entry an evaluation, the first first."""
+        return self._evals.entries
 
     @classmethod
     def reopen(cls, path: Path, next_step: int) -> Self:
@@ -38,34 +64,70 @@ class TrainingLog:
         """
         try:
             content = orjson.loads(path.read_bytes())
-            steps = [entry for entry in content["steps"] if entry["step"] < next_step]
-            log = cls(path, steps)
-            log.evals = [entry for entry in content["evals"] if entry["step"] < next_step]
+            kept = [[entry for entry in content[name] if entry["step"] < next_step] for name in ("steps", "evals")]
         except FileNotFoundError:
             return cls(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path} is not readable: {error}", hint="move it away to go on without it") from error
-        return log
+        return cls(path, *kept)
 
     def add_step(self, entry: dict[str, Any]) -> None:
         """Append a step's entry."""
-        self.steps.append(entry)
-        self._unwritten = True
-        if self._clock() - self._written_at >= _WRITE_SECONDS:
-            self.write()
+        self._add(self._steps, entry)
 
-    def write(self) -> None:
-        """Bring the file up to date."""
-        if not self._unwritten:
-            return
-        content = {"version": LOG_VERSION, "steps": self.steps, "evals": self.evals}
-        write_bytes(self._path, orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE))
-        self._unwritten = False
-        self._written_at = self._clock()
+    def add_eval(self, entry: dict[str, Any]) -> None:
+        """Append an evaluation's entry."""
+        self._add(self._evals, entry)
+
+    def sync(self) -> None:
+        """Make what is written last through a loss of power too."""
+        assert self._file is not None
+        with explain_os_errors(self._path):
+            sync(self._file)
 
     def __enter__(self) -> Self:
-        self.write()
+        self._write_anew(room=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.write()
+        self._write_anew(room=False)
+
+    def _add(self, to: _List, entry: dict[str, Any]) -> None:
+        assert self._file is not None
+        content = _joined(entry, first=not to.entries)
+        to.entries.append(entry)
+        start = to.position
+        if start % _PAGE + len(content) > _PAGE:
+            start += -start % _PAGE
+        if len(content) > _PAGE or start + len(content) > to.limit:
+            self._write_anew(room=True)
+            return
+        with explain_os_errors(self._path):
+            self._file.seek(start)
+            self._file.write(content)
+        to.position = start + len(content)
+
+    def _write_anew(self, *, room: bool) -> None:
+        """The whole file, by way of another: it is the old one or the new one."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        parts = [f'{{"version":{LOG_VERSION}'.encode()]
+        length = len(parts[0])
+        for one in (self._steps, self._evals):
+            written = b"".join(_joined(entry, first=i == 0) for i, entry in enumerate(one.entries))
+            begun = f',"{one.name}":['.encode() + written
+            spaces = max(_LEAST_ROOM, int(_ROOM_SHARE * len(written))) if room else 0
+            one.position = length + len(begun)
+            one.limit = one.position + spaces
+            parts += [begun, b" " * spaces, b"\n]"]
+            length = one.limit + 2
+        write_bytes(self._path, b"".join([*parts, b"}\n"]))
+        if room:
+            with explain_os_errors(self._path):
+                self._file = self._path.open("r+b", buffering=0)
+
+
+def _joined(entry: dict[str, Any], *, first: bool) -> bytes:
+    """An entry as it stands in a list."""
+    return (b"\n" if first else b",\n") + orjson.dumps(entry)
