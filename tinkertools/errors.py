@@ -7,14 +7,16 @@ TinkertoolsError            exit 1, explained in plain words
 ├── EngineError             the engine refused a request, or a server did
 │   └── ServerTimeoutError  a server gave no answer in time
 ├── UploadError             a repository on the Hub cannot be made or written
-├── FileError               the file system: missing, a directory, no space, no permission
+├── FileError               the file system: missing, a directory, no permission
+│   └── DiskFullError       no space left
 ├── NotYetError             a part that this version does not have
 ├── UsageError              options that contradict each other: exit 2
-└── Interrupted             Ctrl-C: exit 130
+└── Interrupted             Ctrl-C: exit 130; SIGTERM: exit 143
 """
 
 import os
 import re
+import signal
 
 # Variables whose values are secrets, and what keys of the services look like when they are met elsewhere.
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
@@ -70,6 +72,10 @@ class FileError(TinkertoolsError):
     """What the file system refuses."""
 
 
+class DiskFullError(FileError):
+    """No space left: with some of it freed, the same will work."""
+
+
 class NotYetError(TinkertoolsError):
     """A part that this version does not have."""
 
@@ -81,6 +87,8 @@ class UsageError(TinkertoolsError):
 
 
 class Interrupted(TinkertoolsError):
-    """Ctrl-C, with what to type to go on."""
+    """Ctrl-C or SIGTERM, with what to type to go on; the exit code is the one that shells give for the signal."""
 
-    exit_code = 130
+    def __init__(self, message: str, *, hint: str | None = None, by: signal.Signals = signal.SIGINT) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = 128 + by

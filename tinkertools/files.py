@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tinkertools.errors import FileError
+from tinkertools.errors import DiskFullError, FileError
 
 # The end of a hint, where nothing is lost by beginning anew.
 AGAIN = ", then run the same command again"
@@ -31,8 +31,8 @@ def explain_os_errors(path: Path) -> Iterator[None]:
 def file_error(error: OSError, path: Path | None = None) -> FileError:
     """The plain words for an error of the file system."""
     where = str(path if path is not None else error.filename or "a file")
-    if error.errno == errno.ENOSPC:
-        return FileError(f"the disk is full: {where} could not be written", hint=f"free some space{AGAIN}")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(f"the disk is full: {where} could not be written", hint=f"free some space{AGAIN}")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return FileError(f"no permission: {where}", hint="choose another path, or change its permissions")
     if error.errno == errno.ENOENT:
