@@ -133,10 +133,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 def publish_directory(part: Path, path: Path) -> None:
     """Rename the complete directory `part` to `path`, which it replaces."""
-    for file in part.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+    sync_tree(part)
     # A directory cannot replace a full one in a single step: the old one steps aside for a moment.
     aside = path.with_name(f".{path.name}.old-{os.getpid()}")
     if path.exists():
@@ -150,6 +147,14 @@ def sync(file: BinaryIO) -> None:
     """Flush a file to the disk."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def sync_tree(directory: Path) -> None:
+    """Flush all files of a directory to the disk."""
+    for file in directory.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
 
 
 def sync_directory(path: Path) -> None:

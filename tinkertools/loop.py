@@ -1,16 +1,18 @@
 """The training loop, on any engine: steps in flight, what is logged and saved, and how it stops."""
 
 import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tinkertools.config import TrainConfig
 from tinkertools.errors import EngineError
 from tinkertools.reporting import Notify, ProgressMaker
+from tinkertools.runs.pruning import keep_newest
 from tinkertools.schedules import learning_rate_at
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ class Loop:
         with self.progress("train", total_steps, "steps") as self._report:
             for step in range(first_step, total_steps + 1):
                 save = bool(self.config.save_every) and step % self.config.save_every == 0 and step < total_steps
-                pending.append(self._submit(step, total_steps, save=save or stop.requested))
+                pending.append(self._submit(step, total_steps, save=save))
                 if len(pending) >= STEPS_IN_FLIGHT:
                     self._complete(pending.popleft())
                 if stop.requested and step < total_steps:
@@ -153,6 +155,7 @@ class Loop:
             self.notify(f"step {sent.step}: {error.message}; it stays on the server, and training goes on")
             directory = None
         self.run_directory.take_checkpoint(directory, sent.step, self._kept(sampler=weights, state=state))
+        keep_newest(self.run_directory, self.config.keep_last)
 
     def _kept(self, **paths: str) -> dict[str, str]:
         """Paths worth keeping: those on a server. The embedded engine's end when the run takes its folders."""
@@ -167,7 +170,7 @@ class Loop:
         self.run_directory.take_state(directory, total_steps, self._kept(state=state))
         directory = self.service.checkpoint_directory(path)
         self.run_directory.take_final(directory, total_steps, self._kept(sampler=path, state=state))
-        self.run_directory.remove_leftovers()
+        self.run_directory.finish()
 
 
 def checkpoint_name(step: int) -> str:
@@ -175,27 +178,61 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:04d}"
 
 
+class StoppedAtOnce(KeyboardInterrupt):
+    """A signal that did not let the step in flight finish."""
+
+    def __init__(self, by: signal.Signals) -> None:
+        super().__init__()
+        self.by = by
+
+
 class StopRequest:
-    """Whether Ctrl-C was pressed. The first press lets the steps in flight finish; a second leaves at once."""
+    """Whether Ctrl-C was pressed, or SIGTERM came, and which. After the first the steps in flight finish; a second
+    leaves at once."""
 
     def __init__(self, notify: Notify) -> None:
-        self.requested = False
+        self.by: signal.Signals | None = None
         self._notify = notify
 
-    def __call__(self, *_: object) -> None:
+    @property
+    def requested(self) -> bool:
+        """Whether to stop."""
+        return self.by is not None
+
+    def __call__(self, number: int, *_: object) -> None:
         """Take the signal."""
         if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        self._notify("\nstopping: finishing the steps in flight and saving the state (Ctrl-C again leaves at once)")
+            raise StoppedAtOnce(signal.Signals(number))
+        self.by = signal.Signals(number)
+        # A signal can come while a line is being written, which cannot be interrupted by another.
+        with suppress(RuntimeError):
+            self._notify("\nstopping: finishing the steps in flight and saving the state (Ctrl-C again leaves at once)")
 
 
 @contextmanager
 def stop_on_interrupt(notify: Notify) -> Iterator[StopRequest]:
-    """Ctrl-C asks for a stop instead of breaking off, while the block runs."""
+    """Ctrl-C and SIGTERM ask for a stop instead of breaking off, while the block runs."""
     request = StopRequest(notify)
-    previous = signal.signal(signal.SIGINT, request)
-    try:
+    with _handled(request, signal.SIGINT, signal.SIGTERM):
         yield request
-    finally:
-        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM breaks off as Ctrl-C does, while the block runs: what is half-done is cleared away."""
+
+    def stop(number: int, *_: object) -> None:
+        raise StoppedAtOnce(signal.Signals(number))
+
+    with _handled(stop, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[..., None], *signals: signal.Signals) -> Iterator[None]:
+    """Signals are given to `handler`; only the main thread may ask for them."""
+    with ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            for one in signals:
+                stack.callback(signal.signal, one, signal.signal(one, handler))
+        yield

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -231,9 +231,13 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
     from tinkertools.runs.plots import write_plots
 
     config, run = plan.config, plan.run
-    with open_service(
-        plan.choice, run.engine_store, console.waiting, timeout=timeout, download=config.download
-    ) as service:
+    opened = open_service(plan.choice, run.engine_store, console.waiting, timeout=timeout, download=config.download)
+    with ExitStack() as held, opened as service:
+        saved = None
+        if plan.metadata is not None:
+            held.enter_context(run.lock())
+            run.remove_leftovers()
+            saved = run.recover_state(console.warn)
         conversations = read_data(plan)
         hashed = fingerprint(conversations)
         refuse_changed_data(plan, hashed)
@@ -244,17 +248,18 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
         batches = Batches(len(ready.fitted.examples), config.batch, config.seed)
         config = resolve(config)
         total_steps = config.max_steps or config.epochs * batches.steps_per_epoch
-        first_step = run.next_step()
-        if plan.metadata is None or first_step == 1:
+        first_step = saved.next_step if saved else 1
+        if saved is None:
             client = service.create_lora_training_client(
                 config.base_model, config.rank, config.seed, config.train_mlp, config.train_attn, config.train_unembed
             )
         else:
-            state = run.state_on_server() if config.engine == "tinker" else str(run.state)
-            client = service.create_training_client_from_state_with_optimizer(state)
+            source = saved.server_path if config.engine == "tinker" else str(saved.directory)
+            client = service.create_training_client_from_state_with_optimizer(source)
             console.say(f"going on with step {first_step} of {total_steps}")
         if plan.metadata is None:
             run.write_config(run_metadata(config, hashed, len(conversations), renderer))
+            held.enter_context(run.lock())
         with TrainingLog.reopen(run.log, first_step) as log, stop_on_interrupt(console.say) as stop:
             loop = Loop(client, service, ready.fitted, batches, config, run, log, console.progress, console.warn)
             interrupted = loop.run(first_step, total_steps, stop)
@@ -264,8 +269,9 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
                 f"stopped after step {interrupted} of {total_steps}; the state is saved",
                 hint=f"go on with it: tt train --resume {run.path}",
             )
+        # Before the final weights, whose presence says that nothing is missing.
+        write_plots(run.plots, log.steps)
         loop.finish(total_steps)
-    write_plots(run.plots, log.steps)
     show_summary(run, log)
     if config.engine == "tinker":
         console.show_server_paths(run.server_paths(), downloaded=config.download)

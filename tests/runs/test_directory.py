@@ -1,6 +1,8 @@
 """Which run and which adapter a path means."""
 
 import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -92,7 +94,37 @@ def test_the_state_says_where_to_go_on(tmp_path: Path) -> None:
         run.take_state(saved, step, {"state": f"tinker://x/weights/step_{step:04d}"})
         assert run.next_step() == step + 1
         assert (run.state / "content").read_text() == str(step)
-    assert sorted(p.name for p in run.path.iterdir()) == ["config.json", "training_log.json", "training_state"]
+    there = [".training_state.previous", "config.json", "training_log.json", "training_state"]
+    assert sorted(p.name for p in run.path.iterdir()) == there
+    run.finish()
+    assert sorted(p.name for p in run.path.iterdir()) == there[1:]
+
+
+def test_one_process_writes_to_a_run(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(RunError, match=f"another process is training {run.path}"), run.lock():
+        pass
+    holder.kill()  # it cannot give the lock back
+    holder.communicate()
+    with run.lock():
+        pass
+    with run.lock():
+        pass
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from tinkertools.runs.directory import RunDirectory
+with RunDirectory(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinkertools.errors import RunError
+from tinkertools.files import write_bytes
 from tinkertools.runs import log as logs
 from tinkertools.runs.log import TrainingLog
 
@@ -84,11 +85,9 @@ def test_each_write_stays_within_a_page_and_leaves_valid_json(
 
 def test_100_000_steps_cost_a_few_times_their_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
-    anew = logs.write_bytes
-
     def counted(path: Path, content: bytes) -> None:
         written.append(len(content))
-        anew(path, content)
+        write_bytes(path, content)
 
     monkeypatch.setattr(logs, "write_bytes", counted)
     path = tmp_path / "training_log.json"

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,15 +14,16 @@ import orjson
 from tinkertools.adapters.peft_files import base_model_of, is_adapter
 from tinkertools.errors import RunError
 from tinkertools.files import publish_directory, write_json
+from tinkertools.reporting import Notify
+from tinkertools.runs import states
 
 _CONFIG = "config.json"
 _LOG = "training_log.json"
 _FINAL = "final_lora_weights"
-_STATE = "training_state"
 _PLOTS = "plots"
 _CHECKPOINT = "checkpoint_step_"
 _CHECKPOINT_INFO = "checkpoint.json"
-_STATE_INFO = "state.json"
+_LOCK = ".lock"
 # Where the embedded engine saves before the run takes it over; never there in a finished run.
 _ENGINE = ".engine"
 
@@ -49,7 +52,7 @@ class RunDirectory:
     @property
     def state(self) -> Path:
         """The newest full state."""
-        return self.path / _STATE
+        return self.path / states.STATE
 
     @property
     def engine_store(self) -> Path:
@@ -103,8 +106,7 @@ class RunDirectory:
 
     def take_state(self, saved: Path, step: int, paths: dict[str, str]) -> None:
         """Make the saved state the one to go on from, after `step`."""
-        write_json(saved / _STATE_INFO, {"step": step, "paths": paths, "next_step": step + 1})
-        publish_directory(saved, self.state)
+        states.take(self.path, saved, step, paths)
 
     def take_final(self, saved: Path, step: int, paths: dict[str, str]) -> None:
         """Make the saved adapter the run's result."""
@@ -112,20 +114,45 @@ class RunDirectory:
         publish_directory(saved, self.final_weights)
 
     def next_step(self) -> int:
-        """The first step that the newest state has not taken; 1 without a state."""
-        info = self.state / _STATE_INFO
-        return int(_read_json(info)["next_step"]) if info.is_file() else 1
+        """The first step that the newest whole state has not taken; 1 without a state."""
+        state, _ = states.newest(self.path)
+        return state.next_step if state else 1
 
-    def state_on_server(self) -> str:
-        """The path on the server of the state to go on from.
+    def recover_state(self, notify: Notify) -> states.State | None:
+        """The newest whole state, after a process that may have been killed; None where none was saved.
+
+        `notify` is told of newer ones that are damaged.
 
         Raises:
-            RunError: the run has none.
+            RunError: states were saved, and none is whole.
         """
-        path = _read_json(self.state / _STATE_INFO).get("paths", {}).get("state")
-        if not path:
-            raise RunError(f"{self.state} names no state on a server", hint="start a new run")
-        return str(path)
+        state, problems = states.recover(self.path)
+        if state is None and problems:
+            raise states.refuse_damaged(problems)
+        for problem in problems:
+            notify(f"{problem}: going on from the state of step {state.step if state else 0}")
+        return state
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only process that writes to the run; a process that has died does not hold the lock.
+
+        Raises:
+            RunError: another one does.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"another process is training {self.path}", hint="wait until it is done, or stop it first"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def server_paths(self) -> list[tuple[int, dict[str, str]]]:
         """What is on the server: by step, the paths of weights to sample from and of states. The oldest first."""
@@ -136,6 +163,14 @@ class RunDirectory:
     def remove_leftovers(self) -> None:
         """Remove what an interrupted process left half-done."""
         shutil.rmtree(self.engine_store, ignore_errors=True)
+        for name in ("*.part-*", "*.old-*"):
+            for path in self.path.glob(f".{name}"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def finish(self) -> None:
+        """Remove what a finished run does not need."""
+        states.remove_previous(self.path)
+        self.remove_leftovers()
 
 
 @dataclass(frozen=True)
