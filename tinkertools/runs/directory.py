@@ -152,6 +152,8 @@ class RunDirectory:
         try:
             yield
         finally:
+            if self.finished:  # nobody will want it any more
+                (self.path / _LOCK).unlink(missing_ok=True)
             lock.release()
 
     def server_paths(self) -> list[tuple[int, dict[str, str]]]:
