@@ -81,8 +81,9 @@ class TrainConfig:
     """Everything that decides what a run computes, resolved: `config.json` in the run directory is this and no secret.
 
     `learning_rate` "auto" means the published formula for the model's family; `max_steps` 0 means `epochs` whole
-    epochs; `max_length` 0 means the model's own limit; `save_every` 0 means only the final weights. `base_url`,
-    `ttl_seconds` (0 keeps checkpoints for good) and `download` (of adapters) are for runs on a server.
+    epochs; `max_length` 0 means the model's own limit; `save_every` 0 means only the final weights; `keep_last` 0
+    means every checkpoint. `base_url`, `ttl_seconds` (0 keeps checkpoints for good) and `download` (of adapters) are
+    for runs on a server.
     """
 
     base_model: str = ""
@@ -96,6 +97,7 @@ class TrainConfig:
     lr_schedule: Schedule = "linear"
     warmup_steps: int = 0
     save_every: int = 50
+    keep_last: int = 0
     max_length: int = 0
     overlength: Overlength = "error"
     train_on_what: TrainOnWhat = "ALL_ASSISTANT_MESSAGES"
@@ -117,6 +119,7 @@ class TrainConfig:
             "max-steps": self.max_steps,
             "warmup-steps": self.warmup_steps,
             "save-every": self.save_every,
+            "keep-last": self.keep_last,
             "max-length": self.max_length,
             "ttl-seconds": self.ttl_seconds,
         }

@@ -1,10 +1,11 @@
 """`tt train`: conversations become a LoRA adapter, on whichever engine."""
 
 import dataclasses
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,9 +28,9 @@ from tinkertools.config import (
     without_password,
 )
 from tinkertools.engines import Choice, choose, open_service
-from tinkertools.errors import EngineError, FileError, Interrupted, ModelError, RunError, UsageError
+from tinkertools.errors import EngineError, FileError, Interrupted, ModelError, UsageError
 from tinkertools.files import AGAIN
-from tinkertools.loop import Loop, stop_on_interrupt
+from tinkertools.loop import Loop, StoppedAtOnce, stop_on_interrupt, terminated_as_interrupted
 from tinkertools.options import (
     BaseUrl,
     EngineOption,
@@ -39,10 +40,12 @@ from tinkertools.options import (
     TimeoutOption,
     TrainOnWhatOption,
 )
+from tinkertools.resuming import changes, option, read_started, refuse_changed, refuse_shorter, unchecked, with_options
 from tinkertools.schedules import auto_learning_rate, no_formula
 from tinkertools.shipped import SAMPLE_TRAINING_DATA, is_starter
 
 if TYPE_CHECKING:
+    from tinkertools.chat.batching import Batches
     from tinkertools.chat.conversations import Conversation
     from tinkertools.chat.rendering import Renderer
     from tinkertools.data import Ready
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from tinkertools.local.limits import Limits
     from tinkertools.runs.directory import RunDirectory
     from tinkertools.runs.log import TrainingLog
+    from tinkertools.space import Needs
 
 DEFAULTS = TrainConfig()
 
@@ -83,6 +87,9 @@ def command(
     save_every: Annotated[
         int, typer.Option(help="Steps between checkpoints; 0 saves the final weights only.")
     ] = DEFAULTS.save_every,
+    keep_last: Annotated[
+        int, typer.Option(help="How many step checkpoints are kept, the newest; 0 keeps all.")
+    ] = DEFAULTS.keep_last,
     max_length: Annotated[int, typer.Option(help="Most tokens a conversation; 0 is the model's limit.")] = (
         DEFAULTS.max_length
     ),
@@ -93,7 +100,11 @@ def command(
     output_dir: OutputDir = OUTPUT_DIR,
     run_name: Annotated[str | None, typer.Option(help="Name of the run's directory.")] = None,
     resume: Annotated[
-        str | None, typer.Option(help="Go on with a run (its path, or latest) with the options it was started with.")
+        str | None,
+        typer.Option(
+            help="Go on with a run (its path, or latest) with the options it was started with. Beside it may change: "
+            "--max-steps and --epochs, to more; what is saved, fetched and waited for."
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -110,47 +121,65 @@ def command(
 ) -> None:
     """Train a LoRA adapter on conversations. Without options: the starter model on the sample conversations."""
     plan: Plan | None = None
+    settings: dict[str, Any] = {
+        "batch": batch, "max_steps": max_steps, "epochs": epochs, "rank": rank,
+        "learning_rate": parse_learning_rate(learning_rate), "lr_schedule": lr_schedule, "warmup_steps": warmup_steps,
+        "save_every": save_every, "keep_last": keep_last, "max_length": max_length, "overlength": overlength,
+        "train_on_what": parse_train_on_what(train_on_what), "renderer": renderer, "seed": seed,
+        "ttl_seconds": ttl_seconds, "download": not no_download,
+    }  # fmt: skip
+    server = ServerSettings.from_environment(base_url)
     try:
-        if resume is not None:
-            refuse_beside_resume(context)
-            plan = plan_resumed(resume, output_dir, ServerSettings.from_environment(base_url))
-        else:
-            choice = choose(engine, base_model, ServerSettings.from_environment(base_url))
-            config = TrainConfig(
-                base_model=choice.base_model, data=data_source(data, choice), engine=choice.engine, batch=batch,
-                max_steps=max_steps, epochs=epochs, rank=rank, learning_rate=parse_learning_rate(learning_rate),
-                lr_schedule=lr_schedule, warmup_steps=warmup_steps, save_every=save_every, max_length=max_length,
-                overlength=overlength, train_on_what=parse_train_on_what(train_on_what), renderer=renderer, seed=seed,
-                base_url=without_password(choice.base_url) if choice.base_url else None, ttl_seconds=ttl_seconds,
-                download=not no_download,
-            )  # fmt: skip
-            plan = plan_new(config, choice, output_dir, run_name)
-        if dry_run:
-            show_plan(plan, use_cache=not no_cache)
-        else:
-            with resumable(plan.run):
-                train(plan, use_cache=not no_cache, timeout=timeout)
-    except KeyboardInterrupt:
-        raise left_at_once(plan) from None
+        with terminated_as_interrupted():
+            if resume is not None:
+                more = {"base_model": base_model, "data": data, "engine": engine, "base_url": base_url}
+                given = given_options(context, settings | more)
+                plan = plan_resumed(resume, output_dir, server, given, run_name)
+                if plan.run.finished:
+                    show_finished(plan)
+                    return
+            else:
+                choice = choose(engine, base_model, server)
+                config = TrainConfig(
+                    base_model=choice.base_model, data=data_source(data, choice), engine=choice.engine,
+                    base_url=without_password(choice.base_url) if choice.base_url else None, **settings,
+                )  # fmt: skip
+                plan = plan_new(config, choice, output_dir, run_name)
+            if dry_run:
+                show_plan(plan, use_cache=not no_cache)
+            else:
+                with resumable(plan.run):
+                    train(plan, use_cache=not no_cache, timeout=timeout)
+    except KeyboardInterrupt as stopped:
+        raise left_at_once(plan, stopped.by if isinstance(stopped, StoppedAtOnce) else signal.SIGINT) from None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained and where it goes; `metadata` is that of a run that goes on."""
+    """What is to be trained and where it goes.
+
+    Of a run that goes on, `metadata` is what its `config.json` holds, `started` the configuration in it, and `given`
+    are the options beside `--resume`, which are in `config` already.
+    """
 
     config: TrainConfig
     choice: Choice
     run: "RunDirectory"
     metadata: dict[str, Any] | None = None
+    started: TrainConfig | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
-def left_at_once(plan: Plan | None) -> Interrupted:
-    """What to say when Ctrl-C did not wait for a step to finish."""
+def left_at_once(plan: Plan | None, by: signal.Signals) -> Interrupted:
+    """What to say when a signal did not wait for a step to finish."""
     if plan is None or not plan.run.exists:
-        return Interrupted("stopped before the first step; nothing was written", hint="run the same command again")
+        return Interrupted(
+            "stopped before the first step; nothing was written", hint="run the same command again", by=by
+        )
     return Interrupted(
         f"stopped at once; what {plan.run.path} holds is whole",
         hint=f"go on with it: tt train --resume {plan.run.path}",
+        by=by,
     )
 
 
@@ -178,57 +207,88 @@ def plan_new(config: TrainConfig, choice: Choice, output_dir: Path, run_name: st
     return Plan(config, choice, new_run(output_dir, config.base_model, run_name, datetime.now().astimezone()))
 
 
-def plan_resumed(name: str, output_dir: Path, server: ServerSettings) -> Plan:
-    """An unfinished run, with the configuration it was started with; a server may have another address now.
+def given_options(context: typer.Context, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings whose options stand on the command line."""
+    parameters = {"download": "no_download"}
+    return {
+        name: value
+        for name, value in settings.items()
+        if str(context.get_parameter_source(parameters.get(name, name))).endswith("COMMANDLINE")
+    }
+
+
+def plan_resumed(
+    name: str, output_dir: Path, server: ServerSettings, given: Mapping[str, Any], run_name: str | None
+) -> Plan:
+    """A run to go on with, in the configuration it was started with and with the options that may change.
+
+    Args:
+        name: its path, or latest.
+        output_dir: where runs are.
+        server: what options and environment say of one: it may have another address now.
+        given: the settings whose options are given.
+        run_name: the one given, if any.
 
     Raises:
-        RunError: it is not there, it is finished, or another version wrote it.
+        RunError: it is not there, it is damaged, or another version wrote it.
+        UsageError: an option would change the result.
     """
     from tinkertools.runs.directory import find_run
 
     run = find_run(name, output_dir)
     metadata = run.read_config()
-    if metadata.get("version") != CONFIG_VERSION:
-        raise RunError(
-            f"{run.path} was written in format {metadata.get('version')}; this version reads {CONFIG_VERSION}",
-            hint=f"go on with it in tinkertools {metadata.get('tinkertools')}",
-        )
-    if run.finished:
-        raise RunError(
-            f"{run.path} is finished: there is nothing to go on with",
-            hint=f"tt compare {run.path} shows what it changed",
-        )
-    config = TrainConfig.from_json(metadata["config"], run.path / "config.json")
+    started = read_started(metadata, run.path)
+    if run_name is not None and run_name != run.path.resolve().name:
+        raise UsageError(f"{option('run_name', run_name)}: the run is {run.path}", hint="leave it out")
+    config = with_options(started, as_started(given, started, metadata))
     engine: Literal["tinker", "local"] = "tinker" if config.engine == "tinker" else "local"
     choice = Choice(engine, config.base_model, f"as {run.path} was started", server.base_url or config.base_url)
-    return Plan(config, choice, run, metadata)
+    return Plan(config, choice, run, metadata, started, given)
 
 
-def refuse_beside_resume(context: typer.Context) -> None:
-    """A resumed run keeps its options.
+def as_started(given: Mapping[str, Any], started: TrainConfig, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The options given beside `--resume` as the settings of a run are kept, so that equal ones are equal."""
+    from tinkertools.chat.rendering import choose_renderer
+
+    found = dict(given)
+    for name in ("data", "base_model"):
+        if name in found and Path(found[name]).exists():
+            found[name] = str(Path(found[name]).resolve())
+    if found.get("engine") == "auto":
+        del found["engine"]
+    if found.get("base_url"):
+        found["base_url"] = without_password(found["base_url"])
+    if found.get("learning_rate") == "auto":
+        found["learning_rate"] = resolve(dataclasses.replace(started, learning_rate="auto")).learning_rate
+    if "renderer" in found and choose_renderer(started.base_model, found["renderer"]).name == metadata.get("renderer"):
+        found["renderer"] = started.renderer
+    return found
+
+
+def show_finished(plan: Plan) -> None:
+    """That there is nothing left to do, and what to type next.
 
     Raises:
-        UsageError: an option is given that would be ignored.
+        UsageError: it is to be made longer.
     """
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in context.params
-        if name not in ("resume", "output_dir", "dry_run", "no_cache", "base_url", "timeout")
-        and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
-    ]
-    if given:
-        raise UsageError(
-            f"{', '.join(given)} beside --resume: a resumed run keeps the options it was started with",
-            hint="leave them out, or start a new run",
-        )
+    assert plan.started is not None
+    for name in changes(plan.started, plan.config):
+        if name in ("max_steps", "epochs") and name in plan.given:
+            raise UsageError(
+                f"{option(name, plan.given[name])}: {plan.run.path} is finished, with its learning rate at its end",
+                hint="start a new run",
+            )
+    console.say(f"{plan.run.path} is finished: there is nothing left to train")
+    console.say(f"next            tt compare {plan.run.path} --compare-base")
+    console.data(str(plan.run.path))
 
 
 def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
     """Everything from data to summary, in order."""
     from tinkertools.chat.batching import Batches
-    from tinkertools.chat.cache import fingerprint
     from tinkertools.runs.log import TrainingLog
     from tinkertools.runs.plots import write_plots
+    from tinkertools.space import disk_may_fill, needs_of
 
     config, run = plan.config, plan.run
     opened = open_service(plan.choice, run.engine_store, console.waiting, timeout=timeout, download=config.download)
@@ -238,17 +298,16 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
             held.enter_context(run.lock())
             run.remove_leftovers()
             saved = run.recover_state(console.warn)
-        conversations = read_data(plan)
-        hashed = fingerprint(conversations)
-        refuse_changed_data(plan, hashed)
-        renderer = find_renderer(config)
-        limits = limits_of_model(config, service)
-        ready = make_data_ready(config, renderer, conversations, hashed, limits, use_cache=use_cache)
+        ready, metadata = data_of_run(plan, service, use_cache=use_cache)
         console.show_data(ready)
         batches = Batches(len(ready.fitted.examples), config.batch, config.seed)
         config = resolve(config)
-        total_steps = config.max_steps or config.epochs * batches.steps_per_epoch
+        total_steps = steps_in_all(config, batches)
         first_step = saved.next_step if saved else 1
+        if plan.started is not None:
+            refuse_shorter(plan.given, total_steps, steps_in_all(plan.started, batches), first_step - 1)
+        needs = needs_of(config, total_steps)
+        make_room(run, config, needs)
         if saved is None:
             client = service.create_lora_training_client(
                 config.base_model, config.rank, config.seed, config.train_mlp, config.train_attn, config.train_unembed
@@ -258,8 +317,11 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
             client = service.create_training_client_from_state_with_optimizer(source)
             console.say(f"going on with step {first_step} of {total_steps}")
         if plan.metadata is None:
-            run.write_config(run_metadata(config, hashed, len(conversations), renderer))
+            run.write_config(metadata | {"config": config.to_json()})
             held.enter_context(run.lock())
+        else:
+            write_down_changes(plan, config, metadata, batches, first_step)
+        held.enter_context(disk_may_fill(run, needs))
         with TrainingLog.reopen(run.log, first_step) as log, stop_on_interrupt(console.say) as stop:
             loop = Loop(client, service, ready.fitted, batches, config, run, log, console.progress, console.warn)
             interrupted = loop.run(first_step, total_steps, stop)
@@ -268,6 +330,7 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
             raise Interrupted(
                 f"stopped after step {interrupted} of {total_steps}; the state is saved",
                 hint=f"go on with it: tt train --resume {run.path}",
+                by=stop.by or signal.SIGINT,
             )
         # Before the final weights, whose presence says that nothing is missing.
         write_plots(run.plots, log.steps)
@@ -275,6 +338,46 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
     show_summary(run, log)
     if config.engine == "tinker":
         console.show_server_paths(run.server_paths(), downloaded=config.download)
+
+
+def data_of_run(plan: Plan, service: "Service", *, use_cache: bool) -> "tuple[Ready, dict[str, Any]]":
+    """The data made ready, and what `config.json` says of a run that starts on them now.
+
+    Raises:
+        RunError: the run that is to go on was started with others.
+    """
+    from tinkertools.chat.cache import fingerprint
+
+    config = plan.config
+    conversations = read_data(plan)
+    hashed = fingerprint(conversations)
+    renderer = find_renderer(config)
+    limits = limits_of_model(config, service)
+    metadata = run_metadata(config, hashed, len(conversations), renderer)
+    if plan.metadata is not None:
+        refuse_changed(plan.metadata, metadata, config, plan.run.path)
+        if note := unchecked(plan.metadata):
+            console.warn(note)
+    return make_data_ready(config, renderer, conversations, hashed, limits, use_cache=use_cache), metadata
+
+
+def make_room(run: "RunDirectory", config: TrainConfig, needs: "Needs | None") -> None:
+    """Remove checkpoints that are not to be kept any more, and see that there is space for what comes.
+
+    Raises:
+        FileError: there is not enough.
+    """
+    from tinkertools.runs.pruning import keep_newest
+    from tinkertools.space import check_space
+
+    keep_newest(run, config.keep_last)
+    if needs is not None:
+        check_space(run, config, needs, console.warn)
+
+
+def steps_in_all(config: TrainConfig, batches: "Batches") -> int:
+    """How many steps a run takes."""
+    return config.max_steps or config.epochs * batches.steps_per_epoch
 
 
 @contextmanager
@@ -307,7 +410,7 @@ def show_plan(plan: Plan, *, use_cache: bool) -> None:
     if strict and (too_long := ready.fitted.cut + ready.fitted.unfinished):
         console.warn(f"training would stop: {too_long:,} examples are too long, and --overlength is error")
     batches = Batches(len(ready.fitted.examples), config.batch, config.seed)
-    steps = config.max_steps or config.epochs * batches.steps_per_epoch
+    steps = steps_in_all(config, batches)
     console.say(f"steps: {steps:,} of {config.batch} examples, {batches.steps_per_epoch:,} an epoch")
     console.say("this was a dry run: nothing is trained and nothing written; without --dry-run it is")
 
@@ -361,19 +464,6 @@ def limits_of_model(config: TrainConfig, service: "Service | None") -> "Limits":
     return dataclasses.replace(limits, max_length=min(known, default=None))
 
 
-def refuse_changed_data(plan: Plan, fingerprint: str) -> None:
-    """A run goes on only with the data it began with.
-
-    Raises:
-        RunError: the data are different now.
-    """
-    if plan.metadata is not None and plan.metadata["data"]["fingerprint"] != fingerprint:
-        raise RunError(
-            f"the data in {plan.config.data} have changed since {plan.run.path} was started",
-            hint="put the old data back, or start a new run",
-        )
-
-
 def resolve(config: TrainConfig) -> TrainConfig:
     """The configuration with `auto` replaced by the number in effect."""
     from tinkertools.local.limits import family_of
@@ -390,9 +480,11 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, learning_rate=rate)
 
 
-def run_metadata(config: TrainConfig, fingerprint: str, conversations: int, renderer: "Renderer") -> dict[str, Any]:
-    """`config.json`: everything needed to repeat the run."""
+def run_metadata(config: TrainConfig, hashed: str, conversations: int, renderer: "Renderer") -> dict[str, Any]:
+    """`config.json`: everything needed to repeat the run, and the fingerprints by which changes are seen."""
     from importlib.metadata import version
+
+    from tinkertools.fingerprints import fingerprints
 
     packages = ("tinker", "torch", "transformers", "peft", "tokenizers", "tml-renderers")
     return {
@@ -400,10 +492,36 @@ def run_metadata(config: TrainConfig, fingerprint: str, conversations: int, rend
         "tinkertools": __version__,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "config": config.to_json(),
-        "data": {"fingerprint": fingerprint, "conversations": conversations},
+        "data": {"fingerprint": hashed, "conversations": conversations},
         "renderer": renderer.name,
+        "fingerprints": fingerprints(renderer, config.base_model, config.engine),
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
     }
+
+
+def write_down_changes(
+    plan: Plan, config: TrainConfig, now: Mapping[str, Any], batches: "Batches", first_step: int
+) -> None:
+    """Bring `config.json` of a run that goes on up to date, where anything is new, and say what.
+
+    Each change is kept with the first step that was taken with it, without which the run could not be repeated.
+    """
+    assert plan.metadata is not None
+    assert plan.started is not None
+    kept = {"fingerprints": now["fingerprints"], **plan.metadata}
+    if changed := changes(plan.started, config):
+        kept["config"] = config.to_json()
+        kept["changes"] = [*kept.get("changes", []), {"step": first_step, **changed}]
+        for name, (old, new) in changed.items():
+            console.say(f"{name}: {new} from now on (before: {old})")
+    before, total_steps = steps_in_all(plan.started, batches), steps_in_all(config, batches)
+    if total_steps != before:
+        console.say(
+            f"steps: {total_steps} in all (before: {before}); the learning rate follows the new number from step "
+            f"{first_step} on"
+        )
+    if kept != plan.metadata:
+        plan.run.write_config(kept)
 
 
 def show_summary(run: "RunDirectory", log: "TrainingLog") -> None:

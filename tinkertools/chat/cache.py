@@ -42,7 +42,7 @@ def cache_file(data_fingerprint: str, renderer: Renderer) -> Path:
     """The file of these data under this renderer: its name is a hash of everything that decides what is in it."""
     digest = hashlib.blake2b(digest_size=16)
     packages = ("tokenizers", "transformers", "tml-renderers")
-    parts = [data_fingerprint, __version__, *map(version, packages), *renderer.identity]
+    parts = [data_fingerprint, __version__, *map(version, packages), *renderer.identity.values()]
     for code in sorted(Path(__file__).parent.glob("*.py")):
         parts.append(hashlib.blake2b(code.read_bytes()).hexdigest())
     for part in parts:

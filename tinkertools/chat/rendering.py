@@ -39,8 +39,8 @@ class Renderer(Protocol):
     bos_token: int | None
 
     @property
-    def identity(self) -> list[str]:
-        """What decides, beside the conversation, the tokens and weights."""
+    def identity(self) -> dict[str, str]:
+        """What decides, beside the conversation, the tokens and weights: `renderer`, and others by their names."""
 
     def generation_prompt(self, conversation: Conversation) -> Prompt:
         """The tokens after which the model answers the last message."""

@@ -134,16 +134,15 @@ class ChatTemplateRenderer:
         self._stop_texts = [str(tokenizer.convert_ids_to_tokens(token)) for token in self.stop_tokens]
 
     @property
-    def identity(self) -> list[str]:
+    def identity(self) -> dict[str, str]:
         """What decides, beside the conversation, the tokens and weights."""
-        return [
-            self.name,
-            self.train_on_what,
-            self._chat_template,
-            self._backend.to_str(),
-            repr(self.stop_tokens),
-            repr(sorted(self._tokenizer.special_tokens_map.items())),
-        ]
+        special = sorted(self._tokenizer.special_tokens_map.items())
+        return {
+            "renderer": self.name,
+            "train_on_what": self.train_on_what,
+            "chat_template": self._chat_template,
+            "tokenizer": "\0".join([self._backend.to_str(), repr(self.stop_tokens), repr(special)]),
+        }
 
     def generation_prompt(self, conversation: Conversation) -> Prompt:
         """The tokens after which the model answers the last message.

@@ -161,11 +161,15 @@ class VendorRenderer:
         return first.tokens[-length:][unequal[-1] + 1 :]
 
     @property
-    def identity(self) -> list[str]:
+    def identity(self) -> dict[str, str]:
         """What decides, beside the conversation, the tokens and weights."""
         from importlib.metadata import version
 
-        return [self.name, self.train_on_what, version("tml-renderers"), TEMPLATE_DATE.isoformat()]
+        return {
+            "renderer": f"{self.name} of tml-renderers {version('tml-renderers')}",
+            "train_on_what": self.train_on_what,
+            "date": TEMPLATE_DATE.isoformat(),
+        }
 
     def generation_prompt(self, conversation: Conversation) -> Prompt:
         """The tokens after which the model answers the last message.
