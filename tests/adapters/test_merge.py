@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tinkertools.adapters import merge as merging
+from tinkertools.adapters import merge_blocks, tensor_files
 from tinkertools.adapters.merge import INDEX, MERGE_STATE, SINGLE_SHARD, MergePlan, merge, plan_merge, verify_merge
 from tinkertools.errors import FileError, ModelError, RunError, TinkertoolsError
 
@@ -135,10 +136,11 @@ def check_against_peft(base: Path, adapter: Path, work: Path, *, output: bool) -
     torch.testing.assert_close(loaded.get_input_embeddings().weight, before["model.embed_tokens.weight"].float())
     with torch.no_grad():
         found, wanted, unmerged = loaded(IDS).logits, reference(IDS).logits, untied(base)(IDS).logits
-    # Some dozen roundings of weights one after another, which mostly cancel.
-    near = 16 * ROUNDING[dtype] * float(wanted.abs().max()) + 1e-5
-    assert float((found - wanted).abs().max()) < near
-    assert float((unmerged - wanted).abs().max()) > near
+    # Some dozen roundings of weights one after another, which mostly cancel, as a share of all logits: what a norm over
+    # very few values makes of one of them is no measure.
+    near = 24 * ROUNDING[dtype] * float(wanted.norm()) + 1e-5
+    assert float((found - wanted).norm()) < near
+    assert float((unmerged - wanted).norm()) > near
 
 
 @pytest.mark.parametrize("output", [False, True], ids=["layers", "layers and output layer"])
@@ -183,8 +185,9 @@ def test_any_shape_merges_as_pefts_does(
 
 
 def test_blocks_of_rows_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "_BLOCK_VALUES", 40)
-    monkeypatch.setattr(merging, "_BLOCK_BYTES", 160)
+    monkeypatch.setattr(merge_blocks, "BLOCK_VALUES", 40)
+    for module in (merge_blocks, merging, tensor_files):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 160)
     base = make_base(tmp_path / "base", tied=True, dtype=torch.bfloat16)
     check_against_peft(base, make_adapter(tmp_path / "adapter", base, output=True), tmp_path, output=True)
 

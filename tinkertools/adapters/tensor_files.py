@@ -7,16 +7,27 @@ holes, which the offsets count from the header's end.
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
-from tinkertools.errors import TinkertoolsError
+from tinkertools.errors import ModelError, TinkertoolsError
+
+if TYPE_CHECKING:
+    import torch
 
 # Bytes of one value.
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+
+# What can be computed with, by its name in torch.
+TORCH_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+# How much is copied or computed at once: little enough for the processor's cache.
+BLOCK_VALUES = 1 << 20
+BLOCK_BYTES = 4 * BLOCK_VALUES
 
 # No header is longer: the format's own limit.
 _LONGEST_HEADER = 100_000_000
@@ -103,3 +114,45 @@ def _tensor(name: str, entry: dict[str, object], origin: int) -> Tensor:
 
 def _place(tensor: Tensor) -> tuple[int, int]:
     return tensor.start, tensor.end
+
+
+def blocks_of(path: Path, tensor: Tensor) -> Iterator[memoryview]:
+    """A tensor's bytes; each block is good until the next is asked for."""
+    buffer = memoryview(bytearray(min(BLOCK_BYTES, tensor.bytes)))
+    with path.open("rb", buffering=0) as source:
+        source.seek(tensor.start)
+        for position in range(tensor.start, tensor.end, BLOCK_BYTES):
+            block = buffer[: tensor.end - position]
+            fill(source, block)
+            yield block
+
+
+def fill(source: BinaryIO, block: memoryview) -> None:
+    """Read a block whole.
+
+    Raises:
+        ModelError: the file ends before it.
+    """
+    while len(block):
+        count = source.readinto(block)  # type: ignore[attr-defined]
+        if not count:
+            raise ModelError(f"{source.name} became shorter while it was read", hint="write or download it again")
+        block = block[count:]
+
+
+def bytes_of(tensor: "torch.Tensor") -> memoryview:
+    """The memory of a tensor, to read a file into or to write to one."""
+    import torch
+
+    found: Any = tensor.view(-1).view(torch.uint8).numpy()
+    return memoryview(found)
+
+
+def read_factor(file: BinaryIO, tensor: Tensor) -> "torch.Tensor":
+    """A or B of an adapter in float32."""
+    import torch
+
+    found = torch.empty(tensor.shape, dtype=getattr(torch, TORCH_TYPES[tensor.dtype]))
+    file.seek(tensor.start)
+    fill(file, bytes_of(found))
+    return found.float()
