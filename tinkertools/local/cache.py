@@ -37,13 +37,13 @@ class Cache:
         self._hidden_states = hidden_states
         self._device = device
         self.slots = self.capacity = 0
-        # Keys and values by layer: (slots, key heads, tokens, dimension).
+        # Keys and values by layer: (slots, tokens, key heads, dimension).
         self.held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
     def bytes_per_token(self) -> int:
         """Of all layers; 0 before anything is read."""
-        return sum(x.shape[1] * x.shape[3] * x.element_size() for pair in self.held.values() for x in pair)
+        return sum(x.shape[2] * x.shape[3] * x.element_size() for pair in self.held.values() for x in pair)
 
     def reserve(self, slots: int, capacity: int) -> None:
         """Make room for so many tokens in so many slots; what they hold is kept, what other slots hold may not be."""
@@ -59,7 +59,7 @@ class Cache:
         """Give a slot the first tokens of another."""
         for pair in self.held.values():
             for x in pair:
-                x[target, :, :tokens] = x[source, :, :tokens]
+                x[target, :tokens] = x[source, :tokens]
 
     def read(self, parts: Sequence[Part]) -> torch.Tensor:
         """Read the tokens of each part, at most one part a slot: the decoder's output (parts, hidden) for their last.
@@ -70,27 +70,39 @@ class Cache:
         order = sorted(range(len(parts)), key=lambda i: _kind(parts[i]))
         row = [parts[i] for i in order]
         tokens_N = torch.tensor([token for part in row for token in part.tokens])
-        positions_N = torch.tensor([at for part in row for at in range(part.start, part.end)])
+        positions = [at for part in row for at in range(part.start, part.end)]
         hidden_N_D = self._hidden_states(
-            tokens_N.to(self._device), positions_N.to(self._device), _Pass(self, row, self._device)
+            tokens_N.to(self._device),
+            torch.tensor(positions, device=self._device),
+            _Pass(self, row, positions, self._device),
         )
         ends = torch.tensor([len(part.tokens) for part in row]).cumsum(0) - 1
         places = torch.empty(len(parts), dtype=torch.long)
         places[torch.tensor(order)] = ends
         return hidden_N_D[places.to(self._device)]
 
-    def layer(self, layer: int, key_K_N_D: torch.Tensor, value_K_N_D: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The keys and the values (slots, key heads, tokens, dimension) of a layer, made at the first use."""
+    def keep(
+        self, layer: int, places_N: torch.Tensor, key_K_N_D: torch.Tensor, value_K_N_D: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the keys and values of a pass to their places, slot · capacity + position each.
+
+        Returns:
+            All that is held of the layer, (slots, key heads, tokens, dimension) each.
+        """
         if layer not in self.held:
+            # In the order in which a layer gives them to the next, so that writing is a copy of rows.
             self.held[layer] = tuple(  # type: ignore[assignment]
-                self._grown(x[None, :, :0], 0) for x in (key_K_N_D, value_K_N_D)
+                self._grown(x.transpose(0, 1)[None, :0], 0) for x in (key_K_N_D, value_K_N_D)
             )
-        return self.held[layer]
+        keys, values = self.held[layer]
+        keys.flatten(0, 1).index_copy_(0, places_N, key_K_N_D.transpose(0, 1))
+        values.flatten(0, 1).index_copy_(0, places_N, value_K_N_D.transpose(0, 1))
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
     def _grown(self, old: torch.Tensor, kept: int) -> torch.Tensor:
         # Zeros, not what memory happens to hold: tokens that are not there are masked, and 0 · NaN is NaN.
-        new = old.new_zeros(self.slots, old.shape[1], self.capacity, old.shape[3])
-        new[:kept, :, : old.shape[2]] = old[:kept]
+        new = old.new_zeros(self.slots, self.capacity, *old.shape[2:])
+        new[:kept, : old.shape[1]] = old[:kept]
         return new
 
 
@@ -129,67 +141,59 @@ def _kind(part: Part) -> int:
 class _Pass:
     """How the tokens of one pass attend: to what their slots hold, and to those before them in their own part."""
 
-    def __init__(self, cache: Cache, parts: Sequence[Part], device: torch.device) -> None:
+    def __init__(self, cache: Cache, parts: Sequence[Part], positions: Sequence[int], device: torch.device) -> None:
         self._cache = cache
         self._device = device
-        singles = [part for part in parts if _kind(part) == 0]
-        self._fresh = [part for part in parts if _kind(part) == 1]
+        slots = [part.slot for part in parts for _ in part.tokens]
+        places = [slot * cache.capacity + at for slot, at in zip(slots, positions, strict=True)]
+        self._places_N = torch.tensor(places, device=device)
+        self._singles = [part for part in parts if _kind(part) == 0]
+        fresh = [len(part.tokens) for part in parts if _kind(part) == 1]
         self._others = [part for part in parts if _kind(part) == 2]
-        self._packed = Packed([len(part.tokens) for part in self._fresh])
-        self._sizes = [len(singles), sum(len(part.tokens) for part in self._fresh)]
-        self._sizes += [len(part.tokens) for part in self._others]
+        self._packed = Packed(fresh)
+        self._sizes = [len(self._singles), sum(fresh), *(len(part.tokens) for part in self._others)]
         self._masks: dict[int | None, torch.Tensor] = {}
-        if singles:
+        if self._singles:
             # The slots between the first and the last are one piece of memory, read where it is. Those among them
             # that have no single token here ask for nothing in particular, and what they get is dropped.
-            self._first = min(part.slot for part in singles)
-            self._last = max(part.slot for part in singles) + 1
-            self._longest = max(part.end for part in singles)
-            at = torch.zeros(self._last - self._first, dtype=torch.long)
-            slots = torch.tensor([part.slot for part in singles]) - self._first
-            at[slots] = torch.tensor([part.start for part in singles])
-            self._ordered = len(singles) == len(at) and bool((slots.diff() == 1).all())
-            self._at, self._slots = at.to(device), slots.to(device)
+            self._first = min(part.slot for part in self._singles)
+            self._last = max(part.slot for part in self._singles) + 1
+            self._longest = max(part.end for part in self._singles)
+            at = [0] * (self._last - self._first)
+            rows = [part.slot - self._first for part in self._singles]
+            for row, part in zip(rows, self._singles, strict=True):
+                at[row] = part.start
+            self._ordered = rows == list(range(len(at)))
+            self._at, self._rows = torch.tensor(at, device=device), torch.tensor(rows, device=device)
 
     def attend(
         self, layer: int, query_H_N_D: torch.Tensor, key_K_N_D: torch.Tensor, value_K_N_D: torch.Tensor, rules: Rules
     ) -> torch.Tensor:
         """Keep the keys and values, and attend."""
-        keys, values = self._cache.layer(layer, key_K_N_D, value_K_N_D)
-        parts = zip(*(x.split(self._sizes, dim=1) for x in (query_H_N_D, key_K_N_D, value_K_N_D)), strict=True)
+        keys, values = self._cache.keep(layer, self._places_N, key_K_N_D, value_K_N_D)
+        if len(self._singles) == query_H_N_D.shape[1]:
+            return self._attend_singles(query_H_N_D, keys, values, rules)
+        queries = query_H_N_D.split(self._sizes, dim=1)
         found = []
-        q, k, v = next(parts)
-        if self._sizes[0]:
-            slots = self._slots + self._first
-            at = self._at[self._slots]
-            keys[slots, :, at] = k.transpose(0, 1)
-            values[slots, :, at] = v.transpose(0, 1)
-            found.append(self._singles(q, keys, values, rules))
-        q, k, v = next(parts)
-        if self._fresh:
-            start = 0
-            for part in self._fresh:
-                end = start + len(part.tokens)
-                keys[part.slot, :, : part.end] = k[:, start:end]
-                values[part.slot, :, : part.end] = v[:, start:end]
-                start = end
-            found.append(self._packed.attend(layer, q, k, v, rules))
-        for part, (q, new_k, new_v) in zip(self._others, parts, strict=True):
-            keys[part.slot, :, part.start : part.end] = new_k
-            values[part.slot, :, part.start : part.end] = new_v
+        if self._singles:
+            found.append(self._attend_singles(queries[0], keys, values, rules))
+        if self._sizes[1]:
+            fresh = slice(self._sizes[0], self._sizes[0] + self._sizes[1])
+            found.append(self._packed.attend(layer, queries[1], key_K_N_D[:, fresh], value_K_N_D[:, fresh], rules))
+        for part, query in zip(self._others, queries[2:], strict=True):
             slot = slice(part.slot, part.slot + 1)
             k, v = keys[slot, :, : part.end], values[slot, :, : part.end]
-            found.append(causal_attention(q[None], k, v, rules)[0])
+            found.append(causal_attention(query[None], k, v, rules)[0])
         return torch.cat(found, dim=1) if len(found) > 1 else found[0]
 
-    def _singles(
+    def _attend_singles(
         self, query_H_B_D: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rules: Rules
     ) -> torch.Tensor:
         """Attention of one token a slot to all that the slot holds, (heads, B, dimension)."""
         k, v = (x[self._first : self._last, :, : self._longest] for x in (keys, values))
         query_B_H_D = query_H_B_D.transpose(0, 1)
         if not self._ordered:
-            query_B_H_D = query_B_H_D.new_zeros(len(k), *query_B_H_D.shape[1:]).index_copy(0, self._slots, query_B_H_D)
+            query_B_H_D = query_B_H_D.new_zeros(len(k), *query_B_H_D.shape[1:]).index_copy(0, self._rows, query_B_H_D)
         seen = self._seen(rules.window)
         if rules.sinks is None:
             # The heads that share a key head are as good as several queries of it; with sinks they are told apart.
@@ -197,7 +201,7 @@ class _Pass:
         else:
             found_B_H_D = masked_attention(query_B_H_D[:, :, None], k, v, seen, rules)[:, :, 0]
         if not self._ordered:
-            found_B_H_D = found_B_H_D[self._slots]
+            found_B_H_D = found_B_H_D[self._rows]
         return found_B_H_D.transpose(0, 1)
 
     def _seen(self, window: int | None) -> torch.Tensor:
