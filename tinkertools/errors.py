@@ -18,9 +18,12 @@ import os
 import re
 import signal
 
-# Variables whose values are secrets, and what keys of the services look like when they are met elsewhere.
+# Variables whose values are secrets, and what keys of the services look like when they are met elsewhere; a package of
+# the vendor's begins as its keys do.
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"\b(?:tml-|hf_)[\w.-]{8,}|\beyJ[\w-]{8,}\.[\w.-]+|(?<=(?i:Bearer) )[^\s'\"]+")
+_SECRET_VALUE = re.compile(
+    r"\b(?:tml-(?!renderers\b)|hf_)[\w.-]{8,}|\beyJ[\w-]{8,}\.[\w.-]+|(?<=(?i:Bearer) )[^\s'\"]+"
+)
 # Shorter values are words that may stand in any text.
 _SHORTEST_SECRET = 8
 

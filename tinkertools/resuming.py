@@ -49,7 +49,11 @@ def read_started(metadata: Mapping[str, Any], run: Path) -> TrainConfig:
         if not isinstance(metadata["data"]["fingerprint"], str):
             raise TypeError("the data's fingerprint is no text")
         return TrainConfig.from_json(metadata["config"], where)
-    except (KeyError, TypeError, AttributeError, UsageError) as error:
+    except KeyError as error:
+        raise RunError(
+            f"{where} is damaged: it has no {error}", hint="put a copy of it back, or start a new run"
+        ) from error
+    except (TypeError, AttributeError, UsageError) as error:
         raise RunError(f"{where} is damaged: {error}", hint="put a copy of it back, or start a new run") from error
 
 
@@ -60,14 +64,17 @@ def with_options(started: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
         UsageError: one would change the result; the message says which, and what it was.
     """
     changed = {name: value for name, value in given.items() if getattr(started, name) != value}
+    if started.engine == "local" and "base_url" in changed:
+        raise UsageError(
+            f"{option('base_url', changed['base_url'])}: the run was started on this machine, and goes on here",
+            hint="leave it out, or start a new run",
+        )
     allowed = {*_FREE, *_LENGTH, *_MOVABLE}
-    if started.engine == "local":
-        allowed -= {"base_url"}
     refused = {name: value for name, value in changed.items() if name not in allowed}
     if refused:
         raise UsageError(
             "; ".join(
-                f"{option(name, value)}: the run was started with {_shown(getattr(started, name))}"
+                f"{option(name, value)}: the run was started with {getattr(started, name)}"
                 for name, value in refused.items()
             ),
             hint="leave it out, or start a new run" if len(refused) == 1 else "leave them out, or start a new run",
@@ -76,10 +83,6 @@ def with_options(started: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
     if "epochs" in changed and "max_steps" not in given:
         changed["max_steps"] = 0
     return dataclasses.replace(started, **changed)
-
-
-def _shown(value: Any) -> str:
-    return "none: it computes on this machine" if value is None else str(value)
 
 
 def changes(before: TrainConfig, after: TrainConfig) -> dict[str, list[Any]]:

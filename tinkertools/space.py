@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Adapters are kept in float32, and a state holds Adam's two moments beside the adapter.
 _BYTES = 4
 _STATE = 3
+# What the header of a file says of a tensor; a layer has two.
+_TENSOR_NAME = 125
 # States at once, while one is replaced.
 _STATES = 3
 # An entry of the log.
@@ -83,8 +85,9 @@ def adapter_size(config: TrainConfig) -> int | None:
         return None
     except Exception:  # noqa: BLE001 - a model that cannot be built here may well be trained on a server
         return None
-    linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
-    return _BYTES * config.rank * sum(module.in_features + module.out_features for module in linear)
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    values = config.rank * sum(module.in_features + module.out_features for module in linear)
+    return _BYTES * values + 2 * _TENSOR_NAME * len(linear)
 
 
 def check_space(run: "RunDirectory", config: TrainConfig, needs: Needs, warn: Notify) -> None:

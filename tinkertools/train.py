@@ -322,7 +322,8 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
         else:
             write_down_changes(plan, config, metadata, batches, first_step)
         held.enter_context(disk_may_fill(run, needs))
-        with TrainingLog.reopen(run.log, first_step) as log, stop_on_interrupt(console.say) as stop:
+        stop = held.enter_context(stop_on_interrupt(console.say))
+        with TrainingLog.reopen(run.log, first_step) as log:
             loop = Loop(client, service, ready.fitted, batches, config, run, log, console.progress, console.warn)
             interrupted = loop.run(first_step, total_steps, stop)
         if interrupted:
@@ -513,11 +514,12 @@ def write_down_changes(
         kept["config"] = config.to_json()
         kept["changes"] = [*kept.get("changes", []), {"step": first_step, **changed}]
         for name, (old, new) in changed.items():
-            console.say(f"{name}: {new} from now on (before: {old})")
-    before, total_steps = steps_in_all(plan.started, batches), steps_in_all(config, batches)
-    if total_steps != before:
+            before = "" if name == "download" else f" (before: {old})"
+            console.say(f"{option(name, new)} from now on{before}")
+    started_with, total_steps = steps_in_all(plan.started, batches), steps_in_all(config, batches)
+    if total_steps != started_with:
         console.say(
-            f"steps: {total_steps} in all (before: {before}); the learning rate follows the new number from step "
+            f"steps: {total_steps} in all (before: {started_with}); the learning rate follows the new number from step "
             f"{first_step} on"
         )
     if kept != plan.metadata:
