@@ -282,7 +282,7 @@ def base_folder(base_model: str, *, fetch: bool) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "USE_POLICY*"]
     try:
         return Path(snapshot_download(base_model, allow_patterns=wanted, local_files_only=not fetch))
     except LocalEntryNotFoundError as error:

@@ -230,12 +230,14 @@ def sharded(folder: Path) -> tuple[Path, Path]:
 
 def test_shards_are_those_of_the_base(tmp_path: Path) -> None:
     base, adapter = sharded(tmp_path)
+    for name in ("LICENSE", "README.md", "modeling.py"):  # its terms go with the weights; its card and code do not
+        (base / name).write_text(name)
     check_against_peft(base, adapter, tmp_path, output=True)
     out = tmp_path / "out"
     shards = sorted(file.name for file in base.glob("*.safetensors"))
     assert len(shards) > 2
     assert sorted(file.name for file in out.iterdir()) == sorted(
-        [MERGE_STATE, "config.json", "generation_config.json", INDEX, "tokenizer.json", *shards]
+        [MERGE_STATE, "LICENSE", "config.json", "generation_config.json", INDEX, "tokenizer.json", *shards]
     )
     index, before = json.loads((out / INDEX).read_text()), json.loads((base / INDEX).read_text())
     places = before["weight_map"]

@@ -29,12 +29,14 @@ CONFIG = "config.json"
 SINGLE_SHARD = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# What is taken over from the base as it is: neither its card, nor its code, nor weights in other formats.
+# What is taken over from the base as it is, its licence with it: neither its card, nor its code, nor weights in other
+# formats.
 COPIED_FILES = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
     "tekken.json", "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
     "video_preprocessor_config.json", "processor_config.json",
+    "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "NOTICE.md", "USE_POLICY.md",
 )  # fmt: skip
 
 _OUTPUT_LAYER = "lm_head.weight"
