@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, inject_adapter_in_model
+from tinker import types
 
 from tinkertools.errors import EngineError
-from tinkertools.local import lora, memory, vocabulary
+from tinkertools.local import ServiceClient, lora, memory, vocabulary
 from tinkertools.local import threads as side_by_side
 from tinkertools.local.compute import parts
 from tinkertools.local.vocabulary import OutputLayer, loss_backward, token_logprobs
@@ -278,3 +279,48 @@ def test_pieces_come_in_order_and_nothing_runs_on_after_a_failure(threads: int) 
     assert torch.get_num_threads() == threads
     # A single piece is not worth another thread, and has all of torch's.
     assert list(side_by_side.each(lambda piece: torch.get_num_threads(), [0], cpu)) == [threads]
+
+
+def gradients(service: ServiceClient, base_model: str, threads: int, budget: int) -> dict[str, torch.Tensor]:
+    """Of one request of twelve sequences, computed with so many threads and so many tokens at once."""
+    client: Any = service.create_lora_training_client(base_model, 4, 0)
+    base = client._base
+    random = torch.Generator().manual_seed(0)
+    data = []
+    for length in (3, 40, 17, 64, 5, 33, 60, 2, 21, 48, 9, 30):
+        tokens = torch.randint(4, base.vocabulary, (length + 1,), generator=random)
+        weights = (torch.rand(length, generator=random) > 0.5).float() / 8
+        inputs: Any = {"target_tokens": tokens[1:], "weights": weights}
+        tensors = {name: types.TensorData.from_torch(values) for name, values in inputs.items()}
+        data.append(types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1].tolist()), loss_fn_inputs=tensors))
+
+    def limit() -> int:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        base.budget._tokens = budget
+        return before
+
+    before = base.worker.submit(limit).result()
+    try:
+        client.forward_backward(data, "cross_entropy").result()  # a step, so that B is not zero
+        client.optim_step(types.AdamParams(learning_rate=0.01)).result()
+        client.forward_backward(data, "cross_entropy").result()
+        parameters = base.adapter_parameters(client._adapter)
+        return {name.replace(client._adapter, ""): p.grad.clone() for name, p in parameters.items()}
+    finally:
+        base.worker.submit(lambda: torch.set_num_threads(before)).result()
+
+
+def test_gradients_do_not_depend_on_threads_and_parts_but_for_rounding(tiny: str) -> None:
+    with ServiceClient(device="cpu") as service:
+        alone = gradients(service, tiny, threads=1, budget=100_000)
+        for threads, budget in ((1, 50), (2, 100_000), (2, 100), (3, 60)):
+            found = gradients(service, tiny, threads, budget)
+            assert found.keys() == alone.keys()
+            assert len(alone) > 10
+            for name, gradient in alone.items():
+                torch.testing.assert_close(found[name], gradient, atol=1e-5 * float(gradient.abs().max()), rtol=1e-3)
+        # With the same, to the bit.
+        again = gradients(service, tiny, threads=2, budget=100)
+        once = gradients(service, tiny, threads=2, budget=100)
+        assert all(torch.equal(again[name], gradient) for name, gradient in once.items())
