@@ -111,17 +111,21 @@ class Generation:
     def step(self) -> list[Row]:
         """One pass of the model: a token more for each answer whose prompt is read. Returns the rows that ended."""
         try:
-            self._fill_slots()
-            parts = self._parts()
-            hidden_P_D = self._cache.read(parts)
-            for part in parts:
-                self._rows[part.slot].read = part.end
-            ready = [i for i, part in enumerate(parts) if part.end == self._rows[part.slot].known]
-            return self._grow([self._rows[parts[i].slot] for i in ready], hidden_P_D, ready)
+            with torch.inference_mode():
+                return self._step()
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             return self._shrink(error)
+
+    def _step(self) -> list[Row]:
+        self._fill_slots()
+        parts = self._parts()
+        hidden_P_D = self._cache.read(parts)
+        for part in parts:
+            self._rows[part.slot].read = part.end
+        ready = [i for i, part in enumerate(parts) if part.end == self._rows[part.slot].known]
+        return self._grow([self._rows[parts[i].slot] for i in ready], hidden_P_D, ready)
 
     def _grow(self, rows: list[Row], hidden_P_D: torch.Tensor, places: list[int]) -> list[Row]:
         """A token more for each of the rows, by the hidden states at their places."""
