@@ -136,7 +136,8 @@ def command(
                 given = given_options(context, settings | more)
                 plan = plan_resumed(resume, output_dir, server, given, run_name)
                 if plan.run.finished:
-                    show_finished(plan)
+                    with plan.run.lock():
+                        show_finished(plan)
                     return
             else:
                 choice = choose(engine, base_model, server)
@@ -272,6 +273,8 @@ def show_finished(plan: Plan) -> None:
         UsageError: it is to be made longer.
     """
     assert plan.started is not None
+    # A process may have been killed after it had written the final weights.
+    plan.run.finish()
     for name in changes(plan.started, plan.config):
         if name in ("max_steps", "epochs") and name in plan.given:
             raise UsageError(
@@ -296,6 +299,9 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
         saved = None
         if plan.metadata is not None:
             held.enter_context(run.lock())
+            if run.finished:  # by another process, since this one looked
+                show_finished(plan)
+                return
             run.remove_leftovers()
             saved = run.recover_state(console.warn)
         ready, metadata = data_of_run(plan, service, use_cache=use_cache)
@@ -315,7 +321,8 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
         else:
             source = saved.server_path if config.engine == "tinker" else str(saved.directory)
             client = service.create_training_client_from_state_with_optimizer(source)
-            console.say(f"going on with step {first_step} of {total_steps}")
+            at = f"step {first_step} of {total_steps}" if first_step <= total_steps else "the final weights"
+            console.say(f"going on with {at}")
         if plan.metadata is None:
             run.write_config(metadata | {"config": config.to_json()})
             held.enter_context(run.lock())
