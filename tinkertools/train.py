@@ -49,10 +49,11 @@ if TYPE_CHECKING:
     from tinkertools.chat.conversations import Conversation
     from tinkertools.chat.rendering import Renderer
     from tinkertools.data import Ready
-    from tinkertools.engines import Service
+    from tinkertools.engines import Service, TrainingClient
     from tinkertools.local.limits import Limits
     from tinkertools.runs.directory import RunDirectory
     from tinkertools.runs.log import TrainingLog
+    from tinkertools.runs.states import State
     from tinkertools.space import Needs
 
 DEFAULTS = TrainConfig()
@@ -314,13 +315,8 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
             refuse_shorter(plan.given, total_steps, steps_in_all(plan.started, batches), first_step - 1)
         needs = needs_of(config, total_steps)
         make_room(run, config, needs)
-        if saved is None:
-            client = service.create_lora_training_client(
-                config.base_model, config.rank, config.seed, config.train_mlp, config.train_attn, config.train_unembed
-            )
-        else:
-            source = saved.server_path if config.engine == "tinker" else str(saved.directory)
-            client = service.create_training_client_from_state_with_optimizer(source)
+        client = training_client(config, service, saved)
+        if saved is not None:
             at = f"step {first_step} of {total_steps}" if first_step <= total_steps else "the final weights"
             console.say(f"going on with {at}")
         if plan.metadata is None:
@@ -346,6 +342,16 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
     show_summary(run, log)
     if config.engine == "tinker":
         console.show_server_paths(run.server_paths(), downloaded=config.download)
+
+
+def training_client(config: TrainConfig, service: "Service", saved: "State | None") -> "TrainingClient":
+    """A fresh adapter, or the one of a state that was saved, with its optimizer."""
+    if saved is None:
+        return service.create_lora_training_client(
+            config.base_model, config.rank, config.seed, config.train_mlp, config.train_attn, config.train_unembed
+        )
+    source = saved.server_path if config.engine == "tinker" else str(saved.directory)
+    return service.create_training_client_from_state_with_optimizer(source)
 
 
 def data_of_run(plan: Plan, service: "Service", *, use_cache: bool) -> "tuple[Ready, dict[str, Any]]":
