@@ -27,13 +27,15 @@ settings.load_profile("tests")
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Servers are started once for all files that ask them: what several files import by name would be made for each.
+pytest_plugins = ["server_fixtures"]
 
 # One server is enough for all tests of these files.
-_ON_ONE_WORKER = ("test_skyrl.py",)
+_ON_ONE_WORKER = ("test_conformance.py", "test_skyrl.py")
 
 
 # What takes minutes begins first, so that no worker is left alone with it at the end.
-_LONG = ("test_skyrl.py", "test_main_job.py", "test_starter_script.py", "test_real_data.py")
+_LONG = (*_ON_ONE_WORKER, "test_main_job.py", "test_starter_script.py", "test_real_data.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,7 +51,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::", maxsplit=1)[0]
-            return file if file.endswith(_ON_ONE_WORKER) else nodeid
+            return "one worker" if file.endswith(_ON_ONE_WORKER) else nodeid
 
     return Scheduler(config, log)
 

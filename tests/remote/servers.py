@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,17 @@ TOOLS = os.pathsep.join([str(Path(sys.executable).parent), SURROUNDINGS.get("PAT
 # Servers of one's own take any key that begins so. It must never be seen again.
 KEY = "tml-planted-key-1234567890"
 
+# The newest SDK that SkyRL understands, and the oldest that `tt` does.
+NEWEST, OLDEST = "0.24.1", "0.16.1"
+
+# This machine computes in float32, to the digit what the model is. The server's bfloat16 goes as far as the
+# likelihoods. Between 8 and 16, where the largest logits and the logarithms of their sums are, its steps are 1/16, and
+# rounding is off by half a step at most. A logprob comes of two such roundings, and the layers before them may add as
+# much again. Two logits further apart than that keep their order.
+ROUNDED = 1 / 8
+# The mean of many is less: 1/48 where two roundings are added. A scale that is wrong by a twentieth is off by 1/12.
+ROUNDED_MEAN = 1 / 32
+
 # Seconds until the server is up; its first start may download gigabytes.
 START_SECONDS = 600
 # Seconds that one command may take. No result depends on it.
@@ -44,6 +56,11 @@ class Ran:
     code: int
     out: str
     err: str
+
+
+Sdk = Callable[[str], Path]
+Start = Callable[..., "subprocess.Popen[str]"]
+Run = Callable[..., Ran]
 
 
 def python_surroundings() -> dict[str, str] | None:

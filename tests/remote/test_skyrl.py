@@ -5,15 +5,11 @@ SkyRL adapts the seven matrices of each layer, and never the output layer, whate
 
 import itertools
 import json
-import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -22,16 +18,16 @@ from typing import Any
 import pytest
 from servers import (
     COMMAND_SECONDS,
-    KEPT,
     KEY,
-    ROOT,
-    SERVER,
-    SURROUNDINGS,
-    TOOLS,
+    NEWEST,
+    OLDEST,
+    ROUNDED,
+    ROUNDED_MEAN,
     Ran,
+    Run,
     SkyRL,
+    Start,
     ended,
-    python_surroundings,
 )
 
 from tinkertools.shipped import SAMPLE_HELD_OUT_DATA, SAMPLE_TRAINING_DATA
@@ -40,24 +36,12 @@ from tinkertools.shipped import SAMPLE_HELD_OUT_DATA, SAMPLE_TRAINING_DATA
 pytestmark = pytest.mark.timeout(1500)
 
 Tt = Callable[..., Any]
-Sdk = Callable[[str], Path]
-Start = Callable[..., "subprocess.Popen[str]"]
-Run = Callable[..., Ran]
 
-# The newest that SkyRL understands, and the oldest that `tt` does.
-NEWEST, OLDEST = "0.24.1", "0.16.1"
 STEPS = 6
 # The server repeats itself to the bit here, and its checkpoints hold all that a step depends on. Other CPUs may add
 # in another order; a step on other data is at least fifty times as far away.
 SAME_LOSS = 1e-4
 OTHER_DATA = 5e-3
-# This machine computes in float32, to the digit what the model is. The server's bfloat16 goes as far as the
-# likelihoods. Between 8 and 16, where the largest logits and the logarithms of their sums are, its steps are 1/16, and
-# rounding is off by half a step at most. A logprob comes of two such roundings, and the layers before them may add as
-# much again. Two logits further apart than that keep their order.
-ROUNDED = 1 / 8
-# The mean of many is less: 1/48 where two roundings are added. A scale that is wrong by a twentieth is off by 1/12.
-ROUNDED_MEAN = 1 / 32
 
 # After a few steps what it answers does not matter.
 PROMPTS = ["--max-tokens", 8, "--temperature", 0, "--test-prompts"]
@@ -105,86 +89,6 @@ def shortest(source: Path, count: int, target: Path) -> Path:
     rows = sorted(dict.fromkeys(source.read_text().splitlines()), key=len)
     target.write_text("\n".join(rows[:count]) + "\n")
     return target
-
-
-@pytest.fixture(scope="session")
-def served(starter: str) -> str:
-    """A small model that can answer, in bfloat16, its output layer tied to the input embedding."""
-    return starter
-
-
-@pytest.fixture(scope="session")
-def skyrl(served: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SkyRL]:
-    """A SkyRL server with that model. All tests of this file run on one worker."""
-    if not SERVER.is_file():
-        pytest.skip(f"the script that starts SkyRL is not at {SERVER}")
-    if not shutil.which("uv", path=TOOLS):
-        pytest.skip("SkyRL is started by uv, which is not installed")
-    if python_surroundings() is None:
-        pytest.skip("SkyRL needs Python 3.12, and this machine has none")
-    server = SkyRL(served, tmp_path_factory.mktemp("skyrl"))
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture(scope="session")
-def sdk() -> Sdk:
-    """A folder with one version of the SDK, for the front of PYTHONPATH. What it needs is installed already."""
-
-    def folder_of(version: str) -> Path:
-        folder = KEPT / "sdk" / version
-        if folder.is_dir():
-            return folder
-        # Two workers may do this at once: the first that is ready wins.
-        making = folder.with_name(f"{version}-{uuid.uuid4().hex}")
-        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(making), f"tinker=={version}"]
-        done = subprocess.run(command, env=SURROUNDINGS, capture_output=True, text=True, check=False)
-        if done.returncode:
-            shutil.rmtree(making, ignore_errors=True)
-            pytest.skip(f"tinker=={version} cannot be installed: {done.stderr.strip()[-500:]}")
-        try:
-            making.rename(folder)
-        except OSError:
-            shutil.rmtree(making)
-        return folder
-
-    return folder_of
-
-
-@pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where `tt` runs, with the runs of all tests of this folder."""
-    return tmp_path_factory.mktemp("workplace")
-
-
-@pytest.fixture(scope="session")
-def start(sdk: Sdk, workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Start `python ARGUMENTS` on a version of the SDK, with the planted key; None is the version installed."""
-    cache = tmp_path_factory.mktemp("cache")
-
-    def started(version: str | None, *arguments: object) -> "subprocess.Popen[str]":
-        own = {"TINKER_API_KEY": KEY, "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(cache), "COLUMNS": "300"}
-        path = [str(ROOT), SURROUNDINGS.get("PYTHONPATH", "")]
-        own["PYTHONPATH"] = os.pathsep.join([*([str(sdk(version))] if version else []), *filter(None, path)])
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            env=SURROUNDINGS | own, cwd=workplace, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    return started
-
-
-@pytest.fixture(scope="session")
-def remote_tt(start: Start) -> Run:
-    """Run `tt` on a version of the SDK to its end."""
-
-    def run(version: str | None, *arguments: object) -> Ran:
-        return ended(start(version, "-m", "tinkertools", *arguments))
-
-    return run
 
 
 @pytest.fixture(scope="session")
