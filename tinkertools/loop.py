@@ -145,16 +145,18 @@ class Loop:
             return
         state = sent.state.result().path
         self.log.sync()
+        # The state comes last: a process that goes on with it does nothing again of what came before it.
+        if sent.weights is not None:
+            self._take_checkpoint(sent.step, sent.weights.result().path, state)
         self.run_directory.take_state(self.service.checkpoint_directory(state), sent.step, self._kept(state=state))
-        if sent.weights is None:
-            return
-        weights = sent.weights.result().path
+
+    def _take_checkpoint(self, step: int, weights: str, state: str) -> None:
         try:
             directory = self.service.checkpoint_directory(weights)
         except EngineError as error:
-            self.notify(f"step {sent.step}: {error.message}; it stays on the server, and training goes on")
+            self.notify(f"step {step}: {error.message}; it stays on the server, and training goes on")
             directory = None
-        self.run_directory.take_checkpoint(directory, sent.step, self._kept(sampler=weights, state=state))
+        self.run_directory.take_checkpoint(directory, step, self._kept(sampler=weights, state=state))
         keep_newest(self.run_directory, self.config.keep_last)
 
     def _kept(self, **paths: str) -> dict[str, str]:

@@ -165,7 +165,7 @@ class RunDirectory:
     def remove_leftovers(self) -> None:
         """Remove what an interrupted process left half-done."""
         shutil.rmtree(self.engine_store, ignore_errors=True)
-        for name in ("*.part-*", "*.old-*"):
+        for name in ("*.part-*", "*.old-*", "*.gone-*"):
             for path in self.path.glob(f".{name}"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -229,7 +229,7 @@ def new_run(output_dir: Path, base_model: str, run_name: str | None, now: dateti
     """
     if run_name is not None:
         path = output_dir / run_name
-        if path.exists():
+        if path.exists() and not _never_begun(path):
             raise RunError(
                 f"{path} exists", hint=f"choose another --run-name, or go on with it: tt train --resume {path}"
             )
@@ -242,6 +242,13 @@ def new_run(output_dir: Path, base_model: str, run_name: str | None, now: dateti
         number += 1
         path = output_dir / f"{stem}_{number}"
     return RunDirectory(path)
+
+
+def _never_begun(path: Path) -> bool:
+    """Whether a directory holds only what a process left that was killed before there was a run in it."""
+    return path.is_dir() and all(
+        found.name == _ENGINE or found.name.startswith(f".{_CONFIG}.part-") for found in path.iterdir()
+    )
 
 
 def newest_run(output_dir: Path) -> RunDirectory:
