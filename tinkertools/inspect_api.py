@@ -107,7 +107,7 @@ def describe(choice: Choice) -> dict[str, Any]:
     from tinkertools import local
     from tinkertools.local.sampling import SamplingClient
     from tinkertools.local.training import TrainingClient
-    from tinkertools.remote import inspection
+    from tinkertools.remote import inspection, kinds
     from tinkertools.remote.explain import sdk_version
     from tinkertools.remote.service import default_address
 
@@ -122,7 +122,7 @@ def describe(choice: Choice) -> dict[str, Any]:
     }
     if choice.engine == "tinker":
         address = choice.base_url or default_address()
-        kind = inspection.kind_of(address)
+        kind = kinds.kind_of(address)
         works, words = inspection.verdict(kind)
         report["server"] = {
             "address": without_password(address),

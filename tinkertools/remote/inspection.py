@@ -12,17 +12,15 @@ import httpx
 
 from tinkertools.errors import EngineError, ServerTimeoutError
 from tinkertools.remote.explain import SKYRL_SDK, TUFT_SDK, sdk_version
+from tinkertools.remote.kinds import SKYRL, TUFT, VENDOR
 from tinkertools.remote.service import ServiceClient
 from tinkertools.remote.waiting import settled
 from tinkertools.remote.wire import short
 
 OLDEST_SDK = (0, 16)
-# Kinds of server, by the title of their API's description; for each the versions of the SDK that work, first and last,
-# and the one to install. From running them: see the table in the README.
-_TITLES = {"Tinker API Mock": "SkyRL", "TuFT": "TuFT"}
-_PAIRS = {"SkyRL": ((0, 16), (0, 24), SKYRL_SDK), "TuFT": ((0, 25), (0, 25), TUFT_SDK)}
-_VENDOR = "Tinker (Thinking Machines)"
-_VENDOR_HOST = "thinkingmachines"
+# For each kind of server the versions of the SDK that work, first and last, and the one to install. From running them:
+# see the table in the README.
+_PAIRS = {SKYRL: ((0, 16), (0, 24), SKYRL_SDK), TUFT: ((0, 25), (0, 25), TUFT_SDK)}
 
 # The modules before a type's name, which only make signatures long.
 _MODULES = re.compile(r"\b(?:[a-z_]\w*\.)+(?=[A-Za-z])")
@@ -72,24 +70,13 @@ def _bare(annotation: Any) -> Any:
     return _Bare(annotation) if isinstance(annotation, str) else annotation
 
 
-def kind_of(address: str) -> str | None:
-    """Which server this is, as far as it says; None where it does not."""
-    if _VENDOR_HOST in (httpx.URL(address).host or ""):
-        return _VENDOR
-    try:
-        answer = httpx.get(f"{address.rstrip('/')}/openapi.json", timeout=_PING_SECONDS)
-        return _TITLES.get(answer.json()["info"]["title"])
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
-        return None
-
-
 def verdict(kind: str | None) -> tuple[bool | None, str]:
     """Whether this SDK and a kind of server are known to work together (None: nobody tried), and so in words."""
     sdk = sdk_version()
     numbers = tuple(int(part) for part in sdk.split(".")[:2])
     if numbers < OLDEST_SDK:
         return False, f"SDK {sdk} is older than all that tt works with: pip install 'tinker>=0.16'"
-    if kind == _VENDOR:
+    if kind == VENDOR:
         return None, f"SDK {sdk}: the service takes the newest; nobody tried this pair here"
     if kind not in _PAIRS:
         return None, f"SDK {sdk} with a server that does not say what it is: --probe tries each operation"

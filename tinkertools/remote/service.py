@@ -15,6 +15,7 @@ from tinkertools.config import CONTACT_SECONDS, without_password
 from tinkertools.errors import EngineError, ModelError, ServerTimeoutError, without_secrets
 from tinkertools.remote.download import Downloads
 from tinkertools.remote.explain import LOADING, explain, mismatch
+from tinkertools.remote.kinds import SKYRL, kind_of
 from tinkertools.remote.waiting import Waiter, settled, standard
 from tinkertools.remote.wire import Wire, watch
 from tinkertools.reporting import Notify
@@ -71,10 +72,12 @@ class TrainingClient:
     The methods return at once; `result()` of what they return waits.
     """
 
-    def __init__(self, sdk: Any, waiter: Waiter, downloads: Downloads) -> None:
+    def __init__(self, sdk: Any, waiter: Waiter, downloads: Downloads, *, keeps_order: bool) -> None:
         self._sdk = sdk
         self._waiter = waiter
         self._downloads = downloads
+        self._keeps_order = keeps_order
+        self._last_pass: Pending[Any] | None = None
 
     def forward(self, data: Sequence[Any], loss_fn: str) -> Pending[Any]:
         """The loss without gradients."""
@@ -82,10 +85,20 @@ class TrainingClient:
 
     def forward_backward(self, data: Sequence[Any], loss_fn: str) -> Pending[Any]:
         """The loss, adding its gradients to those of the step."""
-        return self._ask("forward_backward", data, loss_fn)
+        self._last_pass = self._ask("forward_backward", data, loss_fn)
+        return self._last_pass
 
     def optim_step(self, adam_params: Any) -> Pending[Any]:
-        """One step of Adam with the gradients added up."""
+        """One step of Adam with the gradients added up.
+
+        SkyRL looks for passes first and for steps right after: a step that was sent together with its pass can be found
+        before it, and is taken with a gradient of zero, in silence. There the step waits until the pass is done.
+        """
+        if self._last_pass is not None and not self._keeps_order:
+            try:
+                self._last_pass.result()
+            except EngineError:
+                return self._last_pass  # whoever waits for the step is told the same; there is nothing to step with
         return self._ask("optim_step", adam_params)
 
     def save_state(self, name: str, ttl_seconds: int | None = None) -> Pending[Saved]:
@@ -233,7 +246,11 @@ class ServiceClient:
                 )
             ),
         )  # fmt: skip
-        return TrainingClient(made, self.waiter, self._downloads)
+        return self._training_client(made)
+
+    def _training_client(self, made: Any) -> TrainingClient:
+        kind = kind_of(self._base_url or default_address())
+        return TrainingClient(made, self.waiter, self._downloads, keeps_order=kind != SKYRL)
 
     def create_training_client_from_state_with_optimizer(self, path: str) -> TrainingClient:
         """Go on from a state on the server.
@@ -246,7 +263,7 @@ class ServiceClient:
             made = self.call(
                 f"{LOADING}{path}", lambda: settled(self._sdk.create_training_client_from_state_with_optimizer(path))
             )
-            return self._probed(TrainingClient(made, self.waiter, self._downloads))
+            return self._probed(self._training_client(made))
 
     def create_sampling_client(self, model_path: str | None = None, base_model: str | None = None) -> SamplingClient:
         """Sample from weights on the server (a `tinker://` path), or from a base model alone.
