@@ -85,6 +85,7 @@ def test_each_write_stays_within_a_page_and_leaves_valid_json(
 
 def test_100_000_steps_cost_a_few_times_their_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
+
     def counted(path: Path, content: bytes) -> None:
         written.append(len(content))
         write_bytes(path, content)
