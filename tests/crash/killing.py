@@ -14,8 +14,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tinkertools.shipped import SAMPLE_TRAINING_DATA
 
 SERVER = Path(__file__).with_name("fork_server.py")
@@ -149,19 +147,6 @@ def fork_server(scratch: Path) -> Iterator[ForkServer]:
         yield server
     finally:
         server.close()
-
-
-@pytest.fixture(scope="session", name="server")
-def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """One for all tests of a process."""
-    with fork_server(tmp_path_factory.mktemp("server")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session", name="straight")
-def one_straight_run(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> "Straight":
-    """A run that nothing happened to."""
-    return run_straight(server, tmp_path_factory.mktemp("straight"))
 
 
 STEPS = 6

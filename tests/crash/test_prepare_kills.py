@@ -8,7 +8,7 @@ from killing import Fault, ForkServer, is_change
 
 from tinkertools.shipped import SAMPLE_TRAINING_DATA
 
-pytest_plugins = ["killing"]
+pytest_plugins = ["kill_fixtures"]
 
 OUTPUTS = ("chats.jsonl", "chats.val.jsonl", "chats.jsonl.rejects.jsonl")
 
