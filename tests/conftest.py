@@ -27,8 +27,8 @@ settings.load_profile("tests")
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Servers are started and models made once for all files that ask for them: what several import by name would be made for
-# each.
+# Servers are started and models made once for all files that ask for them: what several import by name would be made
+# for each.
 pytest_plugins = ["model_families", "server_fixtures"]
 
 # One server is enough for all tests of these files.
