@@ -18,7 +18,8 @@ from tinkertools.shipped import SAMPLE_HELD_OUT_DATA, SAMPLE_TRAINING_DATA
 
 Found = dict[str, Any]
 
-pytestmark = pytest.mark.timeout(1500)
+# Minutes, most of them for the server: too long for every change.
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.long]
 
 # The embedded engine computes in float32 here, the server in bfloat16, logprobs included. Between 8 and 16, where the
 # largest logits are, its steps are 1/16: logit, logarithm of the sum and logprob are each off by up to 1/32, and the

@@ -39,6 +39,10 @@ def test_names_of_new_runs(tmp_path: Path) -> None:
     first.path.mkdir()
     assert new_run(tmp_path, str(model), None, NOW).path.name == "lora_my_model_20260204_230000_2"
     (tmp_path / "taken").mkdir()
+    # What a process left that was killed before there was a run.
+    (tmp_path / "taken" / ".config.json.part-1").touch()
+    assert new_run(tmp_path, "m", "taken", NOW).path == tmp_path / "taken"
+    (tmp_path / "taken" / "mine.txt").touch()
     with pytest.raises(RunError, match="taken exists"):
         new_run(tmp_path, "m", "taken", NOW)
 
