@@ -8,6 +8,7 @@ and is rounded once, to the type of the base's weight.
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,13 +49,23 @@ def merge(plan: MergePlan, out: Path, report: Report) -> None:
                 done += shard.bytes
                 report(done, f"{shard.name} is there")
                 continue
-            with whole_file(path) as file, closing(stream(shard, adapter)) as blocks:
+            with (
+                whole_file(path) as file,
+                closing(stream(shard, adapter)) as blocks,
+                ThreadPoolExecutor(1) as flusher,
+            ):
                 file.write(shard.head)
                 done += len(shard.head)
+                flushing = flusher.submit(os.fsync, file.fileno())
                 for block in blocks:
                     file.write(block.bytes)
                     done += len(block.bytes)
                     report(done, shard.name)
+                    if flushing.done():
+                        # The disk works while the processor does, not after it.
+                        flushing.result()
+                        flushing = flusher.submit(os.fsync, file.fileno())
+                flushing.result()
             finished[shard.name] = _stamp(path)
             _write_state(plan, out, finished)
     for name, content in plan.files.items():
