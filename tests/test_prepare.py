@@ -2,7 +2,6 @@
 
 import errno
 import gzip
-import importlib.util
 import io
 import os
 import re
@@ -14,21 +13,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 import pyarrow
 import pyarrow.parquet
 import pytest
+from dataset_hub import Hub
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tinkertools.config import AUTO_RENDERER
 from tinkertools.errors import DataError
 from tinkertools.prepare import PrepareOptions, prepare
-
-if TYPE_CHECKING:
-    from hub import Hub
 
 Tt = Callable[..., Any]
 
@@ -785,17 +782,13 @@ TOKEN = "hf_thisIsASecretOfTheUser"  # not a real one
 
 
 @pytest.fixture(scope="module")
-def hub() -> Iterator["Hub"]:
-    place = importlib.util.spec_from_file_location("hub", Path(__file__).with_name("hub.py"))
-    assert place and place.loader
-    module = importlib.util.module_from_spec(place)
-    place.loader.exec_module(module)
+def hub() -> Iterator[Hub]:
     repository = {"data/train.jsonl": pairs(300), "data/test.jsonl": pairs(5, 1000)}
-    with module.Hub({"org/name": repository, "org/broken": {"data/train.jsonl": pairs(3) + b"oops\n"}}) as hub:
+    with Hub({"org/name": repository, "org/broken": {"data/train.jsonl": pairs(3) + b"oops\n"}}) as hub:
         yield hub
 
 
-def from_hub(hub: "Hub", folder: Path, environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+def from_hub(hub: Hub, folder: Path, environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
     own = {"HOME": str(folder), "HF_HOME": str(folder / "hf"), "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
     command = [sys.executable, "-m", "tinkertools", "prepare", "--output", "out.jsonl", *options]
     found = subprocess.run(command, cwd=folder, env=environment | own, capture_output=True, text=True, check=False)
@@ -814,7 +807,7 @@ def from_hub(hub: "Hub", folder: Path, environment: dict[str, str], *options: st
     ],
 )
 def test_a_dataset_on_the_hub(
-    hub: "Hub", tmp_path: Path, environment: dict[str, str], options: list[str], expected: range
+    hub: Hub, tmp_path: Path, environment: dict[str, str], options: list[str], expected: range
 ) -> None:
     found = from_hub(hub, tmp_path, environment, "--dataset", "org/name", *options)
     assert (found.returncode, found.stdout) == (0, "out.jsonl\n"), found.stderr
@@ -832,7 +825,7 @@ def test_a_dataset_on_the_hub(
     ],
 )
 def test_what_the_hub_does_not_give(
-    hub: "Hub", tmp_path: Path, environment: dict[str, str], options: list[str], message: str
+    hub: Hub, tmp_path: Path, environment: dict[str, str], options: list[str], message: str
 ) -> None:
     (tmp_path / "out.jsonl").write_bytes(OLD)
     found = from_hub(hub, tmp_path, environment, *options)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from tinkertools.errors import ServerTimeoutError
 from tinkertools.remote.wire import Wire
@@ -18,13 +18,6 @@ FIRST_WORD = 5.0
 _NEXT_WORD = 10.0
 # How long a wait is at most before it looks whether there is something to say.
 _TICK = 1.0
-
-
-class SdkFuture(Protocol):
-    """The part of the SDK's futures that every version has."""
-
-    def future(self) -> Future[Any]:
-        """The standard future inside."""
 
 
 @dataclass

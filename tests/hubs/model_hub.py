@@ -7,10 +7,12 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from loopback import Loopback
 
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _ROUTES = {
@@ -61,7 +63,7 @@ class Account:
     writes: bool = True
 
 
-class ModelHub:
+class ModelHub(Loopback):
     """Serves model repositories, made and filled by its clients, until the block ends."""
 
     def __init__(self, accounts: dict[str, Account]) -> None:
@@ -80,22 +82,9 @@ class ModelHub:
         self.on_put: Callable[[int], bool] = lambda number: True
         self.puts = 0
         self.lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        super().__init__(_Handler)
         # Large files go to an address of their own, as those of the real Hub do.
-        self.storage_url = f"http://localhost:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self.storage_url = f"http://localhost:{self.port}"
 
 
 class _Handler(BaseHTTPRequestHandler):
