@@ -12,6 +12,7 @@ SAMPLE_TRAINING_DATA = DATA / "samples" / "train.jsonl"
 SAMPLE_HELD_OUT_DATA = DATA / "samples" / "held_out.jsonl"
 SAMPLE_PROMPTS = DATA / "samples" / "prompts.json"
 GENERAL_PROMPTS = DATA / "prompts.json"
+PRICES = DATA / "prices.json"
 
 
 def is_starter(base_model: str) -> bool:

@@ -1,0 +1,233 @@
+"""What a run will take: the arithmetic is exact, and the memory is that of the run."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import make_tiny_model, save_model
+from tinkertools import shipped
+from tinkertools.chat.batching import Batches
+from tinkertools.chat.examples import Example
+from tinkertools.estimates import (
+    heaviest,
+    longest_of_steps,
+    measure,
+    peak_memory,
+    tokens_of_steps,
+    total_tokens,
+    typical,
+)
+from tinkertools.reporting import Report
+
+# How far the memory estimate may be from what a run then needs.
+TOLERANCE = 0.25
+
+DRIVER = """
+import contextlib, json, sys
+from pathlib import Path
+import tinkertools.train
+from tinkertools import local
+from tinkertools.chat.batching import Batches
+from tinkertools.chat.records import read_all
+from tinkertools.chat.rendering import load_renderer
+from tinkertools.chat.sources import find_source
+from tinkertools.data import make_ready
+from tinkertools.estimates import measure
+from tinkertools.local.limits import limits_of
+
+model, data, batch, steps, rank, store = sys.argv[1:]
+
+@contextlib.contextmanager
+def silent(*_):
+    yield lambda *_: None
+
+conversations, _ = read_all(find_source(data), 1)
+renderer = load_renderer(model, "auto", "ALL_ASSISTANT_MESSAGES")
+ready = make_ready(renderer, conversations, "", limits_of(model), silent, use_cache=False)
+examples = ready.fitted.examples
+with local.ServiceClient(store=store) as service:
+    client = service.create_lora_training_client(model, int(rank), 0)
+    before = sorted(Path(store).rglob("*"))
+    found = measure(client, examples, Batches(len(examples), int(batch), 0), int(steps), silent)
+    assert sorted(Path(store).rglob("*")) == before
+print(json.dumps([found.peak_memory, found.seconds, found.tokens_per_second, found.steps_measured]))
+"""
+
+
+@dataclass
+class Done:
+    """A future that is done."""
+
+    def result(self) -> None:
+        """Nothing is needed of it."""
+
+
+@dataclass
+class FakeClient:
+    """A training client that keeps how many datums and tokens each step had, and takes a second a token."""
+
+    clock: float = 0.0
+    asked: list[str] = field(default_factory=list)
+    steps: list[list[int]] = field(default_factory=list)
+
+    def forward_backward(self, data: Sequence[Any], loss_fn: str) -> Done:
+        """Takes a second a token."""
+        self.asked.append(loss_fn)
+        self.steps.append([datum.model_input.length + 1 for datum in data])
+        self.clock += sum(self.steps[-1])
+        return Done()
+
+    def optim_step(self, adam: Any) -> Done:
+        """Takes no time."""
+        self.asked.append(f"learning rate {adam.learning_rate}")
+        return Done()
+
+
+@contextmanager
+def silent(*_: object) -> Iterator[Report]:
+    """No display."""
+    yield lambda done, note="": None
+
+
+def examples_of(*lengths: int) -> list[Example]:
+    """Examples of so many tokens, of which the last is trained."""
+    weights = [np.zeros(length, np.float32) for length in lengths]
+    for weight in weights:
+        weight[-1] = 1
+    return [Example(np.arange(len(weight), dtype=np.int32), weight) for weight in weights]
+
+
+def test_the_tokens_of_a_run_are_those_of_its_steps() -> None:
+    examples = examples_of(*range(2, 12))
+    batches = Batches(10, 4, seed=0)
+    steps = [sum(len(examples[i].tokens) for i in batches.at(step)) for step in range(1, 6)]
+    assert tokens_of_steps(examples, batches, 5).tolist() == steps
+    # Whole epochs hold every example once.
+    assert sum(steps[:3]) == total_tokens(examples, batches, 3) == sum(range(2, 12))
+    assert total_tokens(examples, batches, 5) == sum(steps)
+
+
+def test_the_longest_of_a_step_are_counted_together() -> None:
+    examples = examples_of(5, 9, 2, 7)
+    assert longest_of_steps(examples, Batches(4, 4, seed=0), 1, most=2).tolist() == [16]
+    assert longest_of_steps(examples, Batches(4, 4, seed=0), 1, most=9).tolist() == [23]
+
+
+def test_the_heaviest_steps_are_that_of_most_tokens_and_that_of_the_longest() -> None:
+    assert heaviest(np.array([5, 9, 7]), np.array([4, 3, 6])) == [2, 3]
+    assert heaviest(np.array([5, 9, 7]), np.array([4, 8, 6])) == [2]
+
+
+def test_typical_steps_are_neither_the_lightest_nor_the_heaviest() -> None:
+    tokens = np.array([90, 10, 50, 20, 70, 30, 80, 40, 60])
+    assert [int(tokens[step - 1]) for step in typical(tokens, 3)] == [20, 50, 80]
+    assert typical(np.array([3]), 3) == [1]
+    assert typical(np.array([7, 7, 7]), 3) == [1, 2, 3]
+
+
+def test_the_time_is_that_of_all_tokens_at_the_speed_of_typical_steps() -> None:
+    client: Any = FakeClient()
+    examples = examples_of(*range(2, 22))
+    batches = Batches(20, 4, seed=0)
+    estimate = measure(client, examples, batches, 12, silent, lambda: float(client.clock))
+    tokens = tokens_of_steps(examples, batches, 12)
+    measured = typical(tokens, 3)[: estimate.steps_measured]
+    assert estimate.tokens_per_second == 1
+    assert estimate.seconds == total_tokens(examples, batches, 12)
+    # First the smallest example, for the optimizer's moments; then the heaviest steps; then those that are timed.
+    steps = heaviest(tokens, longest_of_steps(examples, batches, 12, _cores())) + measured
+    assert client.steps == [[2], *([len(examples[i].tokens) for i in batches.at(step)] for step in steps)]
+    assert client.asked == ["cross_entropy", "learning rate 0.0"] * len(client.steps)
+
+
+def test_slow_steps_are_timed_no_longer_than_needed() -> None:
+    client: Any = FakeClient()
+    examples = examples_of(*[100] * 20)
+    estimate = measure(client, examples, Batches(20, 4, seed=0), 5, silent, lambda: float(client.clock))
+    assert estimate.steps_measured == 1
+    assert estimate.seconds == 2000
+
+
+def test_peak_memory_is_of_this_process() -> None:
+    before = peak_memory()
+    block = np.ones(before, dtype=np.uint8)
+    assert peak_memory() > 1.5 * before
+    del block
+
+
+def _cores() -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else torch.get_num_threads()
+
+
+def _some_samples(file: Path) -> str:
+    """The first of the sample conversations: all of them only take longer to read."""
+    file.write_text("".join(shipped.SAMPLE_TRAINING_DATA.read_text().splitlines(keepends=True)[:400]))
+    return str(file)
+
+
+def _long_data(file: Path) -> str:
+    """Conversations of which a few are very much longer than the others."""
+    chosen = random.Random(0)
+    rows = [json.loads(line) for line in shipped.SAMPLE_TRAINING_DATA.read_text().splitlines()]
+    texts = [message["content"] for row in rows for message in row["messages"]]
+    with file.open("w") as out:
+        for at in range(32):
+            answer = " ".join(chosen.choices(texts, k=150 if at % 16 == 1 else 3))
+            messages = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": answer}]
+            out.write(json.dumps({"messages": messages}) + "\n")
+    return str(file)
+
+
+@pytest.mark.parametrize("case", ["starter", "long"])
+def test_the_memory_of_a_run_is_known_before(case: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    model, data, batch, steps = str(shipped.STARTER_MODEL), _some_samples(tmp_path / "some.jsonl"), 16, 8
+    if case == "long":
+        sizes = {"hidden_size": 128, "intermediate_size": 1024, "num_hidden_layers": 6, "head_dim": 32}
+        model = save_model(make_tiny_model(**sizes, max_position_embeddings=4096), tmp_path / "model")
+        data, batch, steps = _long_data(tmp_path / "long.jsonl"), 4, 8
+    python = [sys.executable, "-c"]
+    arguments = [model, data, str(batch), str(steps), "16", str(tmp_path / "store")]
+    train = [
+        *("train", "--engine", "local", "--base-model", model, "--data", data, "--no-cache"),
+        *("--batch", str(batch), "--max-steps", str(steps), "--save-every", str(steps // 2)),
+        *("--learning-rate", "1e-4", "--output-dir", str(tmp_path / "runs")),
+    ]
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*python, *command], check=True, capture_output=True, text=True, cwd=tmp_path, env=environment | _one_home()
+        )
+
+    # Side by side, each in a process of its own: a peak is that of the process.
+    with ThreadPoolExecutor(2) as both:
+        dry, real = both.map(run, [[DRIVER, *arguments], ["from tinkertools.cli import main; main()", *train]])
+    estimate, seconds, speed, measured = json.loads(dry.stdout.splitlines()[-1])
+    found = re.search(r"peak memory +([\d,]+) MB", real.stderr)
+    assert found
+    peak = float(found[1].replace(",", "")) * 1e6
+    print(f"{case}: {estimate / 1e6:,.0f} MB estimated, {peak / 1e6:,.0f} MB needed")
+    assert abs(estimate - peak) <= TOLERANCE * peak
+    assert measured == 3
+    total = sum(
+        entry["tokens"] for entry in json.loads(next(tmp_path.glob("runs/*/training_log.json")).read_text())["steps"]
+    )
+    assert seconds * speed == pytest.approx(total)
+
+
+def _one_home() -> dict[str, str]:
+    # As many threads in both, whatever other tests run beside this one.
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
