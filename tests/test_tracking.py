@@ -152,7 +152,7 @@ def test_mlflow_gets_values_goes_on_by_id_and_begins_anew_when_deleted(run: RunD
     notes: list[str] = []
     track(run, "mlflow", range(5, 6), notes)
     assert ids(run)["mlflow"]["id"] != known["id"]
-    assert notes == [f"mlflow: the tracked run {known['id']} cannot go on (MlflowException), a new one begins"]
+    assert notes == [f"mlflow: the tracked run {known['id']} cannot go on (it is deleted), a new one begins"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio cannot be installed beside Pillow 13")

@@ -88,7 +88,7 @@ class Wandb:
         except wandb.errors.UsageError as error:
             if start.known is None:
                 raise
-            _say_gone(start, "wandb", error)
+            _say_gone(start, "wandb", type(error).__name__)
             project, run_id = start.project, uuid.uuid4().hex[:8]
             self._run = self._init(start, project, run_id, "never")
         # Its own counter of steps refuses one that comes again; an ordinary metric as the x axis does not.
@@ -174,7 +174,7 @@ class Trackio:
         except ValueError as error:
             if start.known is None:
                 raise
-            _say_gone(start, "trackio", error)
+            _say_gone(start, "trackio", type(error).__name__)
             project, name = start.project, start.name
             self._run = self._init(start, project, name, "never")
         atexit.unregister(getattr(trackio, "_cleanup_current_run", None) or _nothing)  # `finish` does it, in time
@@ -266,17 +266,16 @@ class Mlflow:
         self._client = mlflow.MlflowClient()
         if start.known:
             try:
-                run = self._client.get_run(start.known["id"])
-                if run.info.lifecycle_stage != "active":
-                    raise MlflowException(f"run {start.known['id']} is deleted")
+                active = self._client.get_run(start.known["id"]).info.lifecycle_stage == "active"
             except MlflowException as error:
-                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INTERNAL_ERROR"):
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # a server in trouble still has the run
                     raise
-                _say_gone(start, "mlflow", error)
-            else:
+                active = False
+            if active:
                 self._id = start.known["id"]
                 self._client.update_run(self._id, status="RUNNING")
                 return start.known
+            _say_gone(start, "mlflow", "it is deleted")
         self._id = self._begin_new(start)
         return {"id": self._id, "project": start.project}
 
@@ -318,9 +317,9 @@ TRACKERS: "dict[TrackerName | str, Callable[[], Tracker]]" = {
 }
 
 
-def _say_gone(start: Start, name: str, error: Exception) -> None:
+def _say_gone(start: Start, name: str, reason: str) -> None:
     assert start.known is not None
-    start.notify(f"{name}: the tracked run {start.known['id']} cannot go on ({type(error).__name__}), a new one begins")
+    start.notify(f"{name}: the tracked run {start.known['id']} cannot go on ({reason}), a new one begins")
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
