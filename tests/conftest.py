@@ -148,6 +148,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a model whose steps need more memory than its process does."""
+    model = make_tiny_model(
+        hidden_size=128, intermediate_size=1024, num_hidden_layers=6, head_dim=32, max_position_embeddings=4096
+    )
+    return save_model(model, tmp_path_factory.mktemp("models") / "deep")
+
+
+@pytest.fixture(scope="session")
 def untied(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The same with an output layer of its own: a random tied model only ever repeats its last token."""
     model = make_tiny_model(seed=1, tie_word_embeddings=False)

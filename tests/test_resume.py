@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tinkertools import console, space
 from tinkertools.config import TrainConfig
 from tinkertools.fingerprints import of_base_model
+from tinkertools.loop import Ended
 from tinkertools.runs.directory import RunDirectory
 from tinkertools.runs.pruning import keep_newest
 
@@ -162,7 +163,7 @@ def test_options_of_the_same_value_change_nothing(tt: Tt, stopped: RunDirectory,
         (["--max-steps", 5], "--max-steps 5: 5 steps in all, and the run was started with 6"),
         (["--max-steps", 1], "--max-steps 1: 1 step in all, and the run has done 3 already"),
         (["--epochs", 1, "--max-steps", 0], "--max-steps 0 --epochs 1: 3 steps in all, and the run was started with 6"),
-        (["--keep-last", -1], "--keep-last is -1, but must be 0 or more"),
+        (["--keep-last", -1], "--keep-last is -1, but must be a whole number, 0 or more"),
     ],
 )
 def test_what_would_change_the_result_is_refused(
@@ -524,7 +525,7 @@ def test_a_run_that_does_not_fit_is_refused(
     fits = next(n for n in range(49, 0, -1) if (n + 10) * adapter + 30_000 <= 20 * adapter)
     assert f"  → free some space, or keep fewer checkpoints: --keep-last {fits} fits\n" in found.err
     assert not Path("checkpoints/more").exists()
-    monkeypatch.setattr("tinkertools.loop.Loop.run", lambda *_: 1)
+    monkeypatch.setattr("tinkertools.loop.Loop.run", lambda *_: Ended(1, interrupted=True))
     assert new(*more, "--keep-last", fits).code == 130
     give_space(monkeypatch, 5 * adapter)
     found = new(*more, "--run-name", "most")

@@ -155,7 +155,6 @@ def test_mlflow_gets_values_goes_on_by_id_and_begins_anew_when_deleted(run: RunD
     assert notes == [f"mlflow: the tracked run {known['id']} cannot go on (it is deleted), a new one begins"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio cannot be installed beside Pillow 13")
 def test_trackio_gets_values_and_goes_on_by_name(
     run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ from tinkertools.chat.batching import Batches
 from tinkertools.chat.datums import Fitted
 from tinkertools.chat.examples import Example
 from tinkertools.config import TrainConfig
-from tinkertools.loop import Loop, StopRequest
+from tinkertools.loop import Ended, Loop, StopRequest
 from tinkertools.runs.directory import RunDirectory
 from tinkertools.runs.log import TrainingLog
 
@@ -65,7 +65,7 @@ def test_the_run_directory(tt: Tt, tiny: str, data: Path) -> None:
     for folder in ("checkpoint_step_2", "checkpoint_step_4", "final_lora_weights"):
         assert sorted(p.name for p in (run.path / folder).iterdir()) == [*adapter, "checkpoint.json"]
     assert {p.name for p in run.state.iterdir()} == {*adapter, "optimizer.json", "optimizer.safetensors", "state.json"}
-    assert sorted(p.name for p in run.plots.iterdir()) == ["learning_rate.svg", "loss.svg"]
+    assert sorted(p.name for p in run.plots.iterdir()) == ["learning_rate.svg", "loss.svg", "tokens_per_second.svg"]
     info = json.loads((run.path / "checkpoint_step_2" / "checkpoint.json").read_text())
     assert (info["step"], info["next_step"]) == (2, 3)
     assert info["paths"] == {}  # nothing is on a server
@@ -363,7 +363,7 @@ def test_two_steps_are_in_flight(tmp_path: Path) -> None:
             console.progress,
             print,
         )
-        assert loop.run(1, 4, StopRequest(print)) == 0
+        assert loop.run(1, 4, StopRequest(print)) == Ended(4, interrupted=False)
     events = [event for event in client.events if event != "wait step"]
     assert events == ["submit 1", "submit 2", "wait 1", "submit 3", "wait 2", "submit 4", "wait 3", "wait 4"]
     assert [entry["loss"] for entry in log.steps] == [2.0] * 4

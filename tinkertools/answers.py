@@ -14,6 +14,7 @@ import orjson
 from tinkertools.config import AUTO_RENDERER, PrepareDefaults
 from tinkertools.engines import Choice, open_service
 from tinkertools.errors import DataError, EngineError, RunError, ServerTimeoutError, UsageError
+from tinkertools.evaluation import perplexity
 from tinkertools.files import explain_os_errors
 from tinkertools.reporting import Notify, ProgressMaker, Report
 from tinkertools.runs.directory import Weights
@@ -95,7 +96,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """e to the mean NLL."""
-        return math.exp(self.nll) if self.nll < 700 else math.inf
+        return perplexity(self.nll)
 
     def to_json(self) -> dict[str, Any]:
         """The score as JSON values."""
@@ -124,6 +125,23 @@ def load_prompts(path: Path) -> list[Prompt]:
     if not prompts:
         raise DataError(f"{path} holds no prompts", hint='write prompts into it, for example ["Hello!"]')
     return prompts
+
+
+def prompts_of(conversations: Sequence["Conversation"], count: int) -> list[Prompt]:
+    """The first conversations up to their last answer, to be answered anew."""
+    found = []
+    for conversation in conversations[:count]:
+        messages = conversation["messages"]
+        last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+        shortened = conversation.copy()
+        shortened["messages"] = messages[:last]
+        found.append(Prompt(shortened))
+    return found
+
+
+def default_prompts(base_model: str) -> Path:
+    """The prompts that ship: the samples' for the starter model, else general ones."""
+    return SAMPLE_PROMPTS if is_starter(base_model) else GENERAL_PROMPTS
 
 
 def _json_lines(path: Path, raw: bytes) -> tuple[list[Any], list[str]]:
@@ -338,7 +356,7 @@ def evaluate(
     Args:
         choice: the engine and the base model.
         models: adapters by label; None is the base alone.
-        prompts_file: None means the prompts that ship: the samples' for the starter model, else general ones.
+        prompts_file: None means the prompts that ship.
         data: conversations to score, or None.
         settings: how answers are sampled.
         renderer_name: the renderer of the base model.
@@ -355,8 +373,7 @@ def evaluate(
     from tinkertools.chat.rendering import load_renderer, render_all
     from tinkertools.chat.sources import find_source
 
-    starter = is_starter(choice.base_model)
-    prompts = load_prompts(prompts_file or (SAMPLE_PROMPTS if starter else GENERAL_PROMPTS))
+    prompts = load_prompts(prompts_file or default_prompts(choice.base_model))
     sources = {label: weights.source(choice.engine) if weights else None for label, weights in models.items()}
     conversations = read_all(find_source(data), PrepareDefaults.errors_shown)[0] if data is not None else []
     answers: dict[str, list[Answer]] = {}

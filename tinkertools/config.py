@@ -1,12 +1,14 @@
 """The one home of every default and the configuration of a run."""
 
-import dataclasses
 import datetime
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tinkertools.errors import RunError, UsageError
 
@@ -17,9 +19,12 @@ TrainOnWhat = Literal[
     "ALL_ASSISTANT_MESSAGES", "LAST_ASSISTANT_MESSAGE", "LAST_ASSISTANT_TURN", "ALL_MESSAGES", "ALL_TOKENS",
     "ALL_USER_AND_SYSTEM_MESSAGES", "CUSTOMIZED",
 ]  # fmt: skip
+IfExists = Literal["ask", "overwrite", "fail", "resume"]
+TrackerName = Literal["wandb", "trackio", "tensorboard", "mlflow"]
 Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "sections"]
 
-# Of `config.json`: 2 since masks end with the end-of-turn token and data are fingerprinted with their tools.
+# Of `config.json`: 2 since masks end with the end-of-turn token and data are fingerprinted with their tools. A setting
+# that it does not hold has its default.
 CONFIG_VERSION = 2
 
 # What `tt prepare` writes and `tt train` looks for when neither names a file.
@@ -37,11 +42,10 @@ SERVER_VARIABLES = (
 # Seconds that a request to a server may take, and the first contact with it.
 TIMEOUT_SECONDS = 600.0
 CONTACT_SECONDS = 60.0
-# How long a server keeps a checkpoint that is not the final one: a week.
-TTL_SECONDS = 7 * 24 * 3600
 
-# The renderer that is chosen by the base model's name.
+# The renderer that is chosen by the base model's name, and what of conversations is trained.
 AUTO_RENDERER = "auto"
+TRAIN_ON_WHAT: TrainOnWhat = "ALL_ASSISTANT_MESSAGES"
 
 # LoRA as Tinker does it: the scale is LORA_ALPHA / rank whatever the rank.
 LORA_ALPHA = 32
@@ -76,112 +80,404 @@ class AnswerDefaults:
     compare_output: Path = Path("comparison_results.json")
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides what a run computes, resolved: `config.json` in the run directory is this and no secret.
+# What may become of a setting when a run goes on: `fixed` ones decide what is computed; `free` ones do not; `once` ones
+# do not either, and are of one command only; `longer` ones may make the run longer; `moved` ones name something that
+# may lie elsewhere, known by its fingerprint.
+OnResume = Literal["fixed", "free", "once", "longer", "moved"]
 
-    `learning_rate` "auto" means the published formula for the model's family; `max_steps` 0 means `epochs` whole
-    epochs; `max_length` 0 means the model's own limit; `save_every` 0 means only the final weights; `keep_last` 0
-    means every checkpoint. `base_url`, `ttl_seconds` (0 keeps checkpoints for good) and `download` (of adapters) are
-    for runs on a server.
+
+@dataclass(frozen=True)
+class Setting:
+    """What belongs to a field of `TrainConfig`, beside its type and its default.
+
+    Attributes:
+        key: its place in the YAML file, `section.key`.
+        help: what it is, for `--help` and for readers of the file.
+        on_resume: whether it may change when a run goes on.
+        sweep: whether a list of values makes a grid of runs.
+        flag: the switch that sets it, where it is one; a `--no-…` alone switches it off.
+        expects: what its values are, in words, where type and bounds do not say it.
     """
 
-    base_model: str = ""
-    data: str = ""
-    engine: Engine = ENGINE
-    batch: int = 64
-    max_steps: int = 0
-    epochs: int = 1
-    rank: int = 16
-    learning_rate: float | Literal["auto"] = "auto"
-    lr_schedule: Schedule = "linear"
-    warmup_steps: int = 0
-    save_every: int = 50
-    keep_last: int = 0
-    max_length: int = 0
-    overlength: Overlength = "error"
-    train_on_what: TrainOnWhat = "ALL_ASSISTANT_MESSAGES"
-    renderer: str = AUTO_RENDERER
-    seed: int = 0
-    base_url: str | None = None
-    ttl_seconds: int = TTL_SECONDS
-    download: bool = True
-    train_attn: bool = True
-    train_mlp: bool = True
-    train_unembed: bool = True
+    key: str
+    help: str
+    on_resume: OnResume = "fixed"
+    sweep: bool = False
+    flag: str = ""
+    expects: str = ""
 
-    def __post_init__(self) -> None:
-        positive = {"batch": self.batch, "epochs": self.epochs, "rank": self.rank}
-        for name, value in positive.items():
-            if value < 1:
-                raise UsageError(f"--{name} is {value}, but must be at least 1", hint=f"for example --{name} 1")
-        not_negative = {
-            "max-steps": self.max_steps,
-            "warmup-steps": self.warmup_steps,
-            "save-every": self.save_every,
-            "keep-last": self.keep_last,
-            "max-length": self.max_length,
-            "ttl-seconds": self.ttl_seconds,
-        }
-        for name, value in not_negative.items():
-            if value < 0:
-                raise UsageError(f"--{name} is {value}, but must be 0 or more", hint=f"for example --{name} 0")
-        if self.learning_rate != "auto" and not 0 < self.learning_rate < float("inf"):
-            raise UsageError(
-                f"--learning-rate is {self.learning_rate}, but must be a number above 0, or auto",
-                hint="for example --learning-rate 1e-4",
-            )
+
+_Positive = Field(ge=1)
+_Count = Field(ge=0)
+# Paths and tuples are written as text and as lists.
+_Lenient = Field(strict=False)
+
+
+def _in_any_case(value: object) -> object:
+    """ALL_TEXT is another name for ALL_TOKENS."""
+    if not isinstance(value, str):
+        return value
+    name = value.upper().replace("-", "_")
+    return "ALL_TOKENS" if name == "ALL_TEXT" else name
+
+
+def _above_zero(value: float | str) -> float | str:
+    if value != "auto" and not (isinstance(value, float) and 0 < value < math.inf):
+        raise ValueError("must be above 0")
+    return value
+
+
+def _with_commas(value: object) -> object:
+    return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+
+
+class TrainConfig(BaseModel):
+    """Everything about a run, and the one home of its defaults: `tt train --help`, the YAML file, its schema and
+    `config.json` are made from these fields.
+
+    What "" or None stands for is chosen when the run is planned. `learning_rate` "auto" means the published formula for
+    the model's family; `max_steps` 0 means `epochs` whole epochs; `max_length` 0 means the model's own limit;
+    `num_examples` 0 means all; `save_every` 0 means only the final weights; `keep_last` 0 means every checkpoint;
+    `ttl_seconds` 0 keeps checkpoints for good; `early_stop` and `sample_every` 0 mean never.
+
+    Raises:
+        pydantic.ValidationError: a value is of the wrong kind or out of bounds.
+        SettingError: settings contradict each other.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, allow_inf_nan=False)
+
+    base_model: Annotated[
+        str,
+        Setting(
+            "model.name", "A folder in Hugging Face's layout, or a name. Left out: the starter model, on this machine."
+        ),
+    ] = ""
+    rank: Annotated[int, _Positive, Setting("model.lora_rank", "Rank of the adapter.", sweep=True)] = 16
+    renderer: Annotated[
+        str,
+        Setting(
+            "model.renderer_name",
+            "auto (by the model's name), chat-template (the model's own), or one of the vendor's, as qwen3.",
+            sweep=True,
+        ),
+    ] = AUTO_RENDERER
+    train_attn: Annotated[bool, Setting("model.train_attn", "Train the attention layers.", sweep=True)] = True
+    train_mlp: Annotated[bool, Setting("model.train_mlp", "Train the MLP layers.", sweep=True)] = True
+    train_unembed: Annotated[bool, Setting("model.train_unembed", "Train the output layer.", sweep=True)] = True
+
+    data: Annotated[
+        str,
+        Setting(
+            "dataset.name",
+            f"Conversations: a file, a folder, a Hub name, no_robots or tulu3. Left out: {TRAINING_DATA}, else on the "
+            "starter model the sample conversations.",
+            on_resume="moved",
+        ),
+    ] = ""
+    num_examples: Annotated[
+        int, _Count, Setting("dataset.num_examples", "The first so many conversations; 0 is all.", sweep=True)
+    ] = 0
+    eval_data: Annotated[
+        str,
+        Setting("dataset.eval_data", "Held-out conversations to evaluate on, as --data.", on_resume="moved"),
+    ] = ""
+    val_fraction: Annotated[
+        float,
+        Field(ge=0, lt=1),
+        Setting(
+            "dataset.val_fraction",
+            "Hold out this share of the data to evaluate on; equal conversations stay on one side.",
+            expects="a number of at least 0 and less than 1",
+        ),
+    ] = 0.0
+    batch: Annotated[int, _Positive, Setting("dataset.batch_size", "Conversations a step.", sweep=True)] = 64
+    max_length: Annotated[
+        int,
+        _Count,
+        Setting("dataset.max_length", "Most tokens a conversation; 0 is the model's limit.", sweep=True),
+    ] = 0
+    overlength: Annotated[Overlength, Setting("dataset.overlength", "What becomes of longer ones.", sweep=True)] = (
+        "error"
+    )
+    train_on_what: Annotated[
+        TrainOnWhat,
+        BeforeValidator(_in_any_case),
+        Setting(
+            "dataset.train_on_what",
+            "ALL_ASSISTANT_MESSAGES, LAST_ASSISTANT_MESSAGE, LAST_ASSISTANT_TURN, ALL_MESSAGES, ALL_TEXT, "
+            "ALL_USER_AND_SYSTEM_MESSAGES, or CUSTOMIZED (messages have trainable, weight or loss_weight); in any "
+            "case.",
+            sweep=True,
+        ),
+    ] = TRAIN_ON_WHAT
+    cache: Annotated[
+        bool,
+        Setting(
+            "dataset.cache", "Tokenise anew, and keep nothing for the next run.", on_resume="once", flag="--no-cache"
+        ),
+    ] = True
+
+    learning_rate: Annotated[
+        float | Literal["auto"],
+        AfterValidator(_above_zero),
+        Setting(
+            "training.learning_rate",
+            "The peak: a number, or auto for the published formula of the model's family.",
+            sweep=True,
+            expects="a number above 0, or auto",
+        ),
+    ] = "auto"
+    lr_schedule: Annotated[Schedule, Setting("training.lr_schedule", "How it falls to zero, or not.", sweep=True)] = (
+        "linear"
+    )
+    warmup_steps: Annotated[int, _Count, Setting("training.warmup_steps", "Steps until the peak.", sweep=True)] = 0
+    epochs: Annotated[
+        int,
+        _Positive,
+        Setting("training.num_epochs", "How often each conversation is seen.", on_resume="longer", sweep=True),
+    ] = 1
+    max_steps: Annotated[
+        int,
+        _Count,
+        Setting("training.max_steps", "Steps in all; 0 means --epochs whole epochs.", on_resume="longer", sweep=True),
+    ] = 0
+    seed: Annotated[int, Setting("training.seed", "Seed of the adapter and of the order of the data.", sweep=True)] = 0
+    early_stop: Annotated[
+        int,
+        _Count,
+        Setting("training.early_stop", "Stop after so many evaluations without improvement; 0 never does."),
+    ] = 0
+
+    save_every: Annotated[
+        int,
+        _Count,
+        Setting(
+            "checkpointing.save_every", "Steps between checkpoints; 0 saves the final weights only.", on_resume="free"
+        ),
+    ] = 50
+    keep_last: Annotated[
+        int,
+        _Count,
+        Setting(
+            "checkpointing.keep_last",
+            "How many step checkpoints are kept, the newest; 0 keeps all.",
+            on_resume="free",
+        ),
+    ] = 0
+    eval_every: Annotated[
+        int,
+        _Count,
+        Setting(
+            "checkpointing.eval_every",
+            "Steps between evaluations; there is one at the start and one at the end, and with 0 no other.",
+        ),
+    ] = 20
+    sample_every: Annotated[
+        int,
+        _Count,
+        Setting(
+            "checkpointing.sample_every",
+            "Steps between answers to a few prompts, kept in the run; 0 asks for none.",
+            on_resume="free",
+        ),
+    ] = 0
+    ttl_seconds: Annotated[
+        int,
+        _Count,
+        Setting(
+            "checkpointing.ttl_seconds",
+            "How long a server keeps checkpoints that are not the final one; 0 is for good.",
+            on_resume="free",
+        ),
+    ] = 7 * 24 * 3600
+    download: Annotated[
+        bool,
+        Setting(
+            "checkpointing.download",
+            "Leave adapters on the server instead of fetching them too.",
+            on_resume="free",
+            flag="--no-download",
+        ),
+    ] = True
+
+    upload: Annotated[
+        bool,
+        Setting("post_training.enabled", "Upload the result to the Hub.", on_resume="free", flag="--upload"),
+    ] = False
+    hf_repo_id: Annotated[
+        str | None, Setting("post_training.hf_repo_id", "The repository: USER/NAME.", on_resume="free")
+    ] = None
+    hf_private: Annotated[
+        bool,
+        Setting("post_training.hf_private", "Who may see it.", on_resume="free", flag="--hf-private/--hf-public"),
+    ] = True
+    merge: Annotated[
+        bool,
+        Setting(
+            "post_training.merge",
+            "Full weights, merged into the base model, or the adapter.",
+            on_resume="free",
+            flag="--merge/--adapter-only",
+        ),
+    ] = False
+    download_dir: Annotated[
+        Path | None,
+        _Lenient,
+        Setting("post_training.download_dir", "Where the repository is built.", on_resume="free"),
+    ] = None
+
+    log_path: Annotated[
+        Path | None,
+        _Lenient,
+        Setting("logging.log_path", "The run's directory. Left out: made up, under --output-dir.", on_resume="once"),
+    ] = None
+    output_dir: Annotated[Path, _Lenient, Setting("logging.output_dir", "Where runs are.", on_resume="once")] = (
+        OUTPUT_DIR
+    )
+    run_name: Annotated[
+        str | None, Setting("logging.run_name", "Name of the run's directory under --output-dir.", on_resume="once")
+    ] = None
+    track: Annotated[
+        tuple[TrackerName, ...],
+        _Lenient,
+        BeforeValidator(_with_commas),
+        Setting(
+            "logging.track",
+            "Send the log to wandb, trackio, tensorboard or mlflow; several with commas.",
+            on_resume="free",
+        ),
+    ] = ()
+    wandb_project: Annotated[
+        str | None,
+        Setting("logging.wandb_project", "Project at the tracker, whichever; alone it means wandb.", on_resume="free"),
+    ] = None
+    wandb_name: Annotated[
+        str | None, Setting("logging.wandb_name", "Name of the run at the tracker.", on_resume="free")
+    ] = None
+
+    engine: Annotated[Engine, Setting("infrastructure.engine", "Where to compute; local is torch in this process.")] = (
+        ENGINE
+    )
+    base_url: Annotated[
+        str | None, Setting("infrastructure.base_url", "The address of a Tinker server.", on_resume="free")
+    ] = None
+    load_checkpoint_path: Annotated[
+        str | None,
+        Setting(
+            "infrastructure.load_checkpoint_path",
+            "Start from these weights: a run, a checkpoint, its state, or a tinker:// path of one. The optimizer "
+            "starts anew.",
+        ),
+    ] = None
+    behavior_if_log_dir_exists: Annotated[
+        IfExists,
+        Setting(
+            "infrastructure.behavior_if_log_dir_exists",
+            "What to do where the run's directory is there; ask fails where nobody can answer.",
+            on_resume="once",
+        ),
+    ] = "ask"
+    timeout: Annotated[
+        float,
+        Field(gt=0),
+        Setting(
+            "infrastructure.timeout",
+            "Seconds that a request to a server may take; the first contact has a minute at most.",
+            on_resume="once",
+            expects="a number above 0",
+        ),
+    ] = TIMEOUT_SECONDS
+    jobs: Annotated[
+        int, _Positive, Setting("infrastructure.jobs", "Runs of a sweep at once, on a server.", on_resume="once")
+    ] = 1
+    price: Annotated[
+        float | None,
+        Field(ge=0),
+        Setting(
+            "infrastructure.price",
+            "Dollars for a million trained-on tokens, for --dry-run. Left out: a table that ships.",
+            on_resume="once",
+            expects="a number of 0 or more",
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
         if not (self.train_attn or self.train_mlp or self.train_unembed):
-            raise UsageError("nothing is left to train", hint="leave one of attention, MLP and unembedding switched on")
+            raise SettingError(
+                "train_unembed", "nothing is left to train",
+                hint="leave one of attention, MLP and unembedding switched on",
+            )  # fmt: skip
+        if self.eval_data and self.val_fraction:
+            raise SettingError(
+                "val_fraction", "--eval-data and --val-fraction are two ways to hold data out",
+                hint="leave one of them out",
+            )  # fmt: skip
+        if self.early_stop and not self.evaluates:
+            raise SettingError(
+                "early_stop", "--early-stop has nothing to go by", hint="add --eval-data FILE or --val-fraction 0.1"
+            )
+        if self.log_path is not None and self.run_name is not None:
+            raise SettingError(
+                "run_name", "--log-path is the whole path of the run, and --run-name its last part",
+                hint="leave one of them out",
+            )  # fmt: skip
+        if self.upload and not self.hf_repo_id:
+            raise SettingError("upload", "--upload needs the repository", hint="add --hf-repo-id USER/NAME")
+        return self
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are data to evaluate on."""
+        return bool(self.eval_data or self.val_fraction)
+
+    @property
+    def trackers(self) -> tuple[TrackerName, ...]:
+        """Where the log is sent."""
+        return self.track or (("wandb",) if self.wandb_project else ())
+
+    def changed(self, **values: Any) -> Self:
+        """The same with other values, which are checked as the first ones were."""
+        return type(self).model_validate({name: getattr(self, name) for name in type(self).model_fields} | values)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return dataclasses.asdict(self)
+        return self.model_dump(mode="json")
 
     @classmethod
     def from_json(cls, values: dict[str, Any], where: Path) -> Self:
         """The configuration that `to_json` wrote.
 
         Raises:
-            RunError: a key is unknown, as in a file that a newer version wrote.
+            RunError: a key is unknown, as in a file that a newer version wrote, or a value is none.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(values.keys() - known):
+        if unknown := sorted(values.keys() - cls.model_fields.keys()):
             raise RunError(
                 f"{where}: unknown settings: {', '.join(unknown)}",
                 hint="the run was written by another version of tinkertools; install that version to go on with it",
             )
-        return cls(**values)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise RunError(
+                f"{where} is damaged: {name} is {first['input']!r}", hint="put a copy of it back, or start a new run"
+            ) from error
 
 
-def parse_train_on_what(text: str) -> TrainOnWhat:
-    """One of `TrainOnWhat` in any letter case. ALL_TEXT is another name for ALL_TOKENS.
-
-    Raises:
-        UsageError: it is none.
-    """
-    name = text.upper().replace("-", "_")
-    name = "ALL_TOKENS" if name == "ALL_TEXT" else name
-    for known in get_args(TrainOnWhat):
-        if name == known:
-            return cast(TrainOnWhat, known)
-    raise UsageError(f"--train-on-what is '{text}'", hint=f"one of {', '.join(get_args(TrainOnWhat))}")
+def setting(name: str) -> Setting:
+    """What belongs to a field of `TrainConfig`."""
+    return next(item for item in TrainConfig.model_fields[name].metadata if isinstance(item, Setting))
 
 
-def parse_learning_rate(text: str) -> float | Literal["auto"]:
-    """`auto` or a number.
+class SettingError(UsageError):
+    """A setting that does not go with the others; `field` is its name in `TrainConfig`."""
 
-    Raises:
-        UsageError: it is neither.
-    """
-    if text == "auto":
-        return "auto"
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(
-            f"--learning-rate is '{text}', but must be a number or auto", hint="for example --learning-rate 1e-4"
-        ) from None
+    def __init__(self, field: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
 
 
 def without_password(url: str) -> str:

@@ -34,6 +34,18 @@ def fingerprints(renderer: "Renderer", base_model: str, engine: Engine) -> dict[
     return found
 
 
+def of_start(named: str, output_dir: Path) -> str | None:
+    """The fingerprint of weights that a run starts from: their file's, or their path on a server."""
+    from tinkertools.adapters.peft_files import ADAPTER_WEIGHTS
+    from tinkertools.runs.directory import find_weights
+
+    directory = find_weights(named, output_dir).directory
+    if directory is None:
+        return named
+    with explain_os_errors(directory), (directory / ADAPTER_WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def of_base_model(base_model: str, engine: Engine) -> str | None:
     """The fingerprint of a base model: its name on a server, the commit of what is in the Hub's cache, else its files'.
 

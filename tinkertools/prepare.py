@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from tinkertools import console
-from tinkertools.config import AUTO_RENDERER, TRAINING_DATA, Format, PrepareDefaults, TrainConfig
+from tinkertools.config import AUTO_RENDERER, TRAIN_ON_WHAT, TRAINING_DATA, Format, PrepareDefaults
 from tinkertools.errors import DataError, Interrupted, UsageError
 from tinkertools.options import RendererOption
 from tinkertools.shipped import STARTER_MODEL
 
 if TYPE_CHECKING:
-    from tinkertools.chat.records import Conversation, Reader, Refused
+    from tinkertools.chat.records import Reader, Refused
     from tinkertools.chat.sections import SectionCounts
 
 DEFAULTS = PrepareDefaults()
@@ -167,7 +167,7 @@ def show_preview(options: PrepareOptions) -> None:
 
     base_model = options.base_model or str(STARTER_MODEL)
     conversations, _ = read_all(find_source(str(options.output)), DEFAULTS.errors_shown)
-    console.show_renderer(choose_renderer(base_model, options.renderer), TrainConfig.train_on_what)
+    console.show_renderer(choose_renderer(base_model, options.renderer), TRAIN_ON_WHAT)
     renderer = load_renderer(base_model, options.renderer)
     limits = limits_of(base_model) if Path(base_model).is_dir() else Limits(None, None)
     ready = make_ready(
@@ -256,18 +256,6 @@ class Index:
         self.digests.append(digest)
 
 
-def _digest(conversation: "Conversation", line: bytes) -> int:
-    """The number by which a conversation and its equals are known, whatever is said of where they come from."""
-    import hashlib
-
-    import orjson
-
-    if "metadata" in conversation:
-        trained = {name: value for name, value in conversation.items() if name != "metadata"}
-        line = orjson.dumps(trained, default=str, option=orjson.OPT_APPEND_NEWLINE)
-    return int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "little")
-
-
 @contextmanager
 def scratch_beside(output: Path) -> Iterator[BinaryIO]:
     """A file beside `output` to write and then read by its name at any place; gone when the block ends."""
@@ -288,6 +276,7 @@ def convert(
 
     from tinkertools.chat.records import Refused, explain_refusals
     from tinkertools.chat.sources import Malformed
+    from tinkertools.chat.splitting import digest_of
 
     dumps, newline = orjson.dumps, orjson.OPT_APPEND_NEWLINE
     write = out.write
@@ -313,7 +302,7 @@ def convert(
             if system and item["messages"][0]["role"] not in ("system", "developer"):
                 item["messages"] = [system, *item["messages"]]
             line = dumps(item, default=str, option=newline)
-            digest = _digest(item, line) if digests else 0
+            digest = digest_of(item, line) if digests else 0
             if options.dedupe:
                 if digest in seen:
                     counts.duplicates += 1
@@ -364,6 +353,8 @@ def distribute(
     """Copy the staged lines to their files: shuffled, limited, and split by digest so that equal rows stay together."""
     import random
 
+    from tinkertools.chat.splitting import validation_digests
+
     order = array("Q", range(len(index.digests)))
     if options.shuffle:
         random.Random(options.seed).shuffle(order)
@@ -383,36 +374,6 @@ def distribute(
             else:
                 output.write(line)
     counts.kept = len(order)
-
-
-def validation_digests(digests: list[int], fraction: float, seed: int) -> set[int]:
-    """The digests whose rows are held out: about `fraction` of the rows, at least one, never all.
-
-    Raises:
-        DataError: all rows are equal, so no row can be held out without being trained on as well.
-    """
-    import hashlib
-
-    if not fraction:
-        return set()
-    rows_of: dict[int, int] = {}
-    for digest in digests:
-        rows_of[digest] = rows_of.get(digest, 0) + 1
-    if len(rows_of) < 2:
-        raise DataError(
-            "--val-fraction needs at least two different conversations", hint="give more data, or leave the option out"
-        )
-    salt = str(seed).encode()
-    ranked = sorted(rows_of, key=lambda digest: hashlib.blake2b(digest.to_bytes(8, "little") + salt).digest())
-    wanted = max(1, round(fraction * len(digests)))
-    chosen: set[int] = set()
-    rows = 0
-    for digest in ranked[:-1]:
-        if rows >= wanted:
-            break
-        chosen.add(digest)
-        rows += rows_of[digest]
-    return chosen
 
 
 @contextmanager

@@ -1,18 +1,14 @@
 """Going on with a run: options that may change, those that may not, and what must be as it was at its start."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinkertools.config import CONFIG_VERSION, TrainConfig
+from tinkertools.config import CONFIG_VERSION, TrainConfig, setting
 from tinkertools.errors import RunError, UsageError
 
-# Changing them changes nothing of what is computed.
-_FREE = ("save_every", "keep_last", "ttl_seconds", "download", "base_url")
-# They may make a run longer. Data may have moved: their fingerprint tells whether they are the same.
+# They may make a run longer.
 _LENGTH = ("max_steps", "epochs")
-_MOVABLE = ("data",)
 
 # What is held against its fingerprint, and how it is called.
 _WHAT = {
@@ -20,6 +16,7 @@ _WHAT = {
     "chat_template": "the chat template",
     "renderer": "the renderer",
     "base_model": "the base model",
+    "start": "the weights it started from",
 }
 # Packages whose versions may make a tokenizer or renderer another one.
 _PACKAGES = ("transformers", "tokenizers", "tml-renderers")
@@ -27,8 +24,11 @@ _PACKAGES = ("transformers", "tokenizers", "tml-renderers")
 
 def option(name: str, value: Any) -> str:
     """A setting as it is typed."""
-    if name == "download":
-        return "--no-download"
+    flag = setting(name).flag
+    if flag.startswith("--no-") or (flag and "/" not in flag and value):
+        return flag
+    if flag:
+        return flag.split("/")[0 if value else 1] if "/" in flag else f"without {flag}"
     return f"--{name.replace('_', '-')} {value}"
 
 
@@ -57,8 +57,8 @@ def read_started(metadata: Mapping[str, Any], run: Path) -> TrainConfig:
         raise RunError(f"{where} is damaged: {error}", hint="put a copy of it back, or start a new run") from error
 
 
-def with_options(started: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
-    """The configuration to go on with: that of the start, with the options given beside `--resume`.
+def with_options(started: TrainConfig, given: Mapping[str, Any], places: Mapping[str, str]) -> TrainConfig:
+    """The configuration to go on with: that of the start, with the settings given beside it.
 
     Raises:
         UsageError: one would change the result; the message says which, and what it was.
@@ -69,12 +69,11 @@ def with_options(started: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
             f"{option('base_url', changed['base_url'])}: the run was started on this machine, and goes on here",
             hint="leave it out, or start a new run",
         )
-    allowed = {*_FREE, *_LENGTH, *_MOVABLE}
-    refused = {name: value for name, value in changed.items() if name not in allowed}
+    refused = {name: value for name, value in changed.items() if setting(name).on_resume == "fixed"}
     if refused:
         raise UsageError(
             "; ".join(
-                f"{option(name, value)}: the run was started with {getattr(started, name)}"
+                f"{_shown(name, value, places)}: the run was started with {getattr(started, name)}"
                 for name, value in refused.items()
             ),
             hint="leave it out, or start a new run" if len(refused) == 1 else "leave them out, or start a new run",
@@ -82,13 +81,27 @@ def with_options(started: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
     # Where --max-steps counts, --epochs does not: who changes only one of them means that one.
     if "epochs" in changed and "max_steps" not in given:
         changed["max_steps"] = 0
-    return dataclasses.replace(started, **changed)
+    return started.changed(**changed)
+
+
+def _shown(name: str, value: Any, places: Mapping[str, str]) -> str:
+    """A setting that was given, as it was: the option, or its place in a file."""
+    place = places.get(name, "")
+    return option(name, value) if not place or place.startswith("--") else f"{place}: {value}"
 
 
 def changes(before: TrainConfig, after: TrainConfig) -> dict[str, list[Any]]:
-    """The settings that differ: what they were, and what they are."""
+    """The settings that differ, of those that a run remembers: what they were, and what they are."""
     old, new = before.to_json(), after.to_json()
-    return {name: [old[name], new[name]] for name in new if old[name] != new[name]}
+    kept = [name for name in new if setting(name).on_resume != "once"]
+    return {name: [old[name], new[name]] for name in kept if old[name] != new[name]}
+
+
+def remembered(before: TrainConfig, after: TrainConfig) -> TrainConfig:
+    """What a run's `config.json` says once it has gone on: what is of one command only is not in it."""
+    return after.changed(
+        **{name: getattr(before, name) for name in TrainConfig.model_fields if setting(name).on_resume == "once"}
+    )
 
 
 def refuse_shorter(given: Mapping[str, Any], total: int, started_with: int, done: int) -> None:
@@ -136,6 +149,8 @@ def refuse_changed(
     found = []
     if metadata["data"]["fingerprint"] != now["data"]["fingerprint"]:
         found.append(f"the data in {config.data}")
+    if metadata["data"].get("held_out") != now["data"].get("held_out"):
+        found.append("the held-out data")
     different = [
         name for name, value in now["fingerprints"].items() if value and before.get(name) and before[name] != value
     ]
@@ -167,7 +182,7 @@ def refuse_changed(
 def unchecked(metadata: Mapping[str, Any]) -> str | None:
     """What cannot be told of a run that an older version started, in words; None where all can."""
     before = metadata.get("fingerprints", {})
-    missing = [what for name, what in _WHAT.items() if name not in before]
+    missing = [what for name, what in _WHAT.items() if name not in before and name != "start"]
     if before or not missing:
         return None
     return (

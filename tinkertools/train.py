@@ -1,11 +1,10 @@
 """`tt train`: conversations become a LoRA adapter, on whichever engine."""
 
-import dataclasses
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,163 +12,144 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tinkertools import __version__, console
-from tinkertools.config import (
-    CONFIG_VERSION,
-    OUTPUT_DIR,
-    TIMEOUT_SECONDS,
-    TRAINING_DATA,
-    Overlength,
-    PrepareDefaults,
-    Schedule,
-    ServerSettings,
-    TrainConfig,
-    parse_learning_rate,
-    parse_train_on_what,
-    without_password,
-)
-from tinkertools.engines import Choice, choose, open_service
-from tinkertools.errors import EngineError, FileError, Interrupted, ModelError, UsageError
+from tinkertools.config import CONFIG_VERSION, AnswerDefaults, PrepareDefaults, ServerSettings, TrainConfig
+from tinkertools.engines import open_service
+from tinkertools.errors import DataError, EngineError, FileError, Interrupted, TinkertoolsError, UsageError
 from tinkertools.files import AGAIN
 from tinkertools.loop import Loop, StoppedAtOnce, stop_on_interrupt, terminated_as_interrupted
-from tinkertools.options import (
-    BaseUrl,
-    EngineOption,
-    NoCache,
-    OutputDir,
-    RendererOption,
-    TimeoutOption,
-    TrainOnWhatOption,
-)
-from tinkertools.resuming import changes, option, read_started, refuse_changed, refuse_shorter, unchecked, with_options
-from tinkertools.schedules import auto_learning_rate, no_formula
-from tinkertools.shipped import SAMPLE_TRAINING_DATA, is_starter
+from tinkertools.options import with_settings
+from tinkertools.planning import Plan, limits_of_model, plan_resumed, plan_run, resolve, start_of
+from tinkertools.publishing import Voice, check_ready, options_of_run, publish
+from tinkertools.resuming import changes, option, refuse_changed, refuse_shorter, remembered, unchecked
+from tinkertools.settings import Given, from_options, json_schema, read_file, write_yaml
+from tinkertools.tracking import check_trackers, tracking
 
 if TYPE_CHECKING:
     from tinkertools.chat.batching import Batches
     from tinkertools.chat.conversations import Conversation
+    from tinkertools.chat.examples import Example
     from tinkertools.chat.rendering import Renderer
     from tinkertools.data import Ready
-    from tinkertools.engines import Service, TrainingClient
+    from tinkertools.engines import SamplingClient, Service, TrainingClient
+    from tinkertools.evaluation import HeldOut
     from tinkertools.local.limits import Limits
     from tinkertools.runs.directory import RunDirectory
     from tinkertools.runs.log import TrainingLog
     from tinkertools.runs.states import State
     from tinkertools.space import Needs
 
-DEFAULTS = TrainConfig()
-
-# Examples that a dry run shows.
+# Examples that a dry run shows, and prompts that are answered while training.
 EXAMPLES_SHOWN = 2
+PROMPTS_ANSWERED = 3
 
 
+@with_settings
 def command(
-    context: typer.Context,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Conversations: a file, a folder or a Hub name. Left out: {TRAINING_DATA}, else on the starter model "
-            "the sample conversations."
-        ),
+    config: Annotated[
+        Path | None, typer.Option(help="Settings from a YAML file; options beside it win.", metavar="FILE.yaml")
     ] = None,
-    base_model: Annotated[
-        str | None, typer.Option(help="A folder in Hugging Face's layout, or a name. Left out: the starter model.")
-    ] = None,
-    engine: EngineOption = DEFAULTS.engine,
-    base_url: BaseUrl = None,
-    batch: Annotated[int, typer.Option(help="Conversations a step.")] = DEFAULTS.batch,
-    max_steps: Annotated[int, typer.Option(help="Steps in all; 0 means --epochs whole epochs.")] = DEFAULTS.max_steps,
-    epochs: Annotated[int, typer.Option(help="How often each conversation is seen.")] = DEFAULTS.epochs,
-    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = DEFAULTS.rank,
-    learning_rate: Annotated[
-        str, typer.Option(help="The peak: a number, or auto for the published formula of the model's family.")
-    ] = str(DEFAULTS.learning_rate),
-    lr_schedule: Annotated[Schedule, typer.Option(help="How it falls to zero, or not.")] = DEFAULTS.lr_schedule,
-    warmup_steps: Annotated[int, typer.Option(help="Steps until the peak.")] = DEFAULTS.warmup_steps,
-    save_every: Annotated[
-        int, typer.Option(help="Steps between checkpoints; 0 saves the final weights only.")
-    ] = DEFAULTS.save_every,
-    keep_last: Annotated[
-        int, typer.Option(help="How many step checkpoints are kept, the newest; 0 keeps all.")
-    ] = DEFAULTS.keep_last,
-    max_length: Annotated[int, typer.Option(help="Most tokens a conversation; 0 is the model's limit.")] = (
-        DEFAULTS.max_length
-    ),
-    overlength: Annotated[Overlength, typer.Option(help="What becomes of longer ones.")] = DEFAULTS.overlength,
-    train_on_what: TrainOnWhatOption = DEFAULTS.train_on_what,
-    renderer: RendererOption = DEFAULTS.renderer,
-    seed: Annotated[int, typer.Option(help="Seed of the adapter and of the order of the data.")] = DEFAULTS.seed,
-    output_dir: OutputDir = OUTPUT_DIR,
-    run_name: Annotated[str | None, typer.Option(help="Name of the run's directory.")] = None,
     resume: Annotated[
         str | None,
         typer.Option(
-            help="Go on with a run (its path, or latest) with the options it was started with. Beside it may change: "
-            "--max-steps and --epochs, to more; what is saved, fetched and waited for."
+            help="Go on with a run or a sweep (its path, or latest) with the options it was started with. Beside it "
+            "may change: --max-steps and --epochs, to more; what is saved, fetched, tracked and waited for.",
+            metavar="RUN",
         ),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show what would be trained, as text and in numbers; train nothing."),
+        typer.Option("--dry-run", help="Show what would be trained, as text and in numbers, and what it takes."),
     ] = False,
-    no_cache: NoCache = False,
-    ttl_seconds: Annotated[
-        int, typer.Option(help="How long a server keeps checkpoints that are not the final one; 0 is for good.")
-    ] = DEFAULTS.ttl_seconds,
-    no_download: Annotated[
-        bool, typer.Option("--no-download", help="Leave adapters on the server instead of fetching them too.")
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Write the settings as they would be, as YAML; do nothing.")
     ] = False,
-    timeout: TimeoutOption = TIMEOUT_SECONDS,
+    print_schema: Annotated[
+        bool, typer.Option("--print-schema", help="Write the JSON Schema of the YAML file; do nothing.")
+    ] = False,
+    **options: Any,
 ) -> None:
-    """Train a LoRA adapter on conversations. Without options: the starter model on the sample conversations."""
+    """Train a LoRA adapter on conversations. Without options: the starter model on the sample conversations.
+
+    Where ,… stands, several values make a sweep: a run of each combination.
+    """
+    if print_schema:
+        console.json_data(json_schema())
+        return
+    given = from_options(options)
+    if config is not None:
+        given = read_file(config).under(given)
     plan: Plan | None = None
-    settings: dict[str, Any] = {
-        "batch": batch, "max_steps": max_steps, "epochs": epochs, "rank": rank,
-        "learning_rate": parse_learning_rate(learning_rate), "lr_schedule": lr_schedule, "warmup_steps": warmup_steps,
-        "save_every": save_every, "keep_last": keep_last, "max_length": max_length, "overlength": overlength,
-        "train_on_what": parse_train_on_what(train_on_what), "renderer": renderer, "seed": seed,
-        "ttl_seconds": ttl_seconds, "download": not no_download,
-    }  # fmt: skip
-    server = ServerSettings.from_environment(base_url)
     try:
         with terminated_as_interrupted():
-            if resume is not None:
-                more = {"base_model": base_model, "data": data, "engine": engine, "base_url": base_url}
-                given = given_options(context, settings | more)
-                plan = plan_resumed(resume, output_dir, server, given, run_name)
-                if plan.run.finished:
-                    with plan.run.lock():
-                        show_finished(plan)
-                    return
+            plan = plan_of(given, resume)
+            if print_config:
+                show_config(plan)
+            elif dry_run:
+                show_plan(plan)
             else:
-                choice = choose(engine, base_model, server)
-                config = TrainConfig(
-                    base_model=choice.base_model, data=data_source(data, choice), engine=choice.engine,
-                    base_url=without_password(choice.base_url) if choice.base_url else None, **settings,
-                )  # fmt: skip
-                plan = plan_new(config, choice, output_dir, run_name)
-            if dry_run:
-                show_plan(plan, use_cache=not no_cache)
-            else:
-                with resumable(plan.run):
-                    train(plan, use_cache=not no_cache, timeout=timeout)
+                run_plan(plan)
     except KeyboardInterrupt as stopped:
         raise left_at_once(plan, stopped.by if isinstance(stopped, StoppedAtOnce) else signal.SIGINT) from None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be trained and where it goes.
+def plan_of(given: Given, resume: str | None) -> Plan:
+    """The run to go on with, or a new one."""
+    from tinkertools.runs.directory import find_run
 
-    Of a run that goes on, `metadata` is what its `config.json` holds, `started` the configuration in it, and `given`
-    are the options beside `--resume`, which are in `config` already.
+    if resume is not None:
+        return plan_resumed(find_run(resume, given.config().output_dir), given)
+    return plan_run(given, ask_what_to_do)
+
+
+def ask_what_to_do(path: Path) -> Literal["overwrite", "resume"] | None:
+    """Have the user say what becomes of a run's directory that is there."""
+    answer = console.ask(f"{path} exists.", {"o": "overwrite it", "r": "resume it"})
+    return None if answer is None else "overwrite" if answer.startswith("o") else "resume"
+
+
+def show_config(plan: Plan) -> None:
+    """The settings in effect, as a file that gives the same run."""
+    console.data(write_yaml(resolve(plan.config, console.say), plan.given.grid).rstrip())
+
+
+def run_plan(plan: Plan) -> None:
+    """Train, if there is anything left to train, and upload the result where that is wanted."""
+    config = plan.config
+    check_trackers(config.trackers)
+    if config.upload:
+        check_ready(config.hf_repo_id)
+    if plan.run.finished and not plan.replaces:
+        with plan.run.lock():
+            show_finished(plan)
+    else:
+        with resumable(plan):
+            train(plan)
+    if config.upload:
+        upload(plan)
+
+
+def upload(plan: Plan) -> None:
+    """Publish the result of a finished run.
+
+    Raises:
+        TinkertoolsError: it was not sent; the run is finished all the same, and the hint says how to go on.
     """
-
-    config: TrainConfig
-    choice: Choice
-    run: "RunDirectory"
-    metadata: dict[str, Any] | None = None
-    started: TrainConfig | None = None
-    given: Mapping[str, Any] = field(default_factory=dict)
+    config, run = plan.config, plan.run
+    assert config.hf_repo_id is not None
+    options = options_of_run(run, config.hf_repo_id, merged=config.merge, folder=config.download_dir)
+    server = ServerSettings.from_environment(plan.choice.base_url)
+    voice = Voice(console.say, console.warn, console.waiting, console.progress)
+    try:
+        console.say(publish(options, server, config.timeout, voice, private=config.hf_private))
+    except TinkertoolsError as error:
+        again = f"tt upload --run {run.path} --hf-repo-id {config.hf_repo_id}"
+        again += " --merge" * config.merge + " --hf-public" * (not config.hf_private)
+        again += f" --download-dir {config.download_dir}" if config.download_dir else ""
+        first = (error.hint or "").removesuffix(AGAIN).rstrip("; ,")
+        raise type(error)(
+            f"the run is finished, but was not uploaded: {error.message}",
+            hint=f"{first}; then {again}" if first else again,
+        ) from error
 
 
 def left_at_once(plan: Plan | None, by: signal.Signals) -> Interrupted:
@@ -185,88 +165,6 @@ def left_at_once(plan: Plan | None, by: signal.Signals) -> Interrupted:
     )
 
 
-def data_source(named: str | None, choice: Choice) -> str:
-    """The data named, or those to take when none are: a file by its whole path, so that a run can go on anywhere.
-
-    Raises:
-        UsageError: none are named, there is no prepared file, and the base model is not the starter model.
-    """
-    if named is not None or TRAINING_DATA.exists():
-        path = Path(named or TRAINING_DATA)
-        return str(path.resolve()) if path.exists() else str(named)
-    if is_starter(choice.base_model):
-        return str(SAMPLE_TRAINING_DATA)
-    raise UsageError(
-        f"no --data, and no {TRAINING_DATA} here",
-        hint="tt prepare --dataset FILE writes it, or name a file: tt train --data FILE",
-    )
-
-
-def plan_new(config: TrainConfig, choice: Choice, output_dir: Path, run_name: str | None) -> Plan:
-    """A new run; nothing is created yet."""
-    from tinkertools.runs.directory import new_run
-
-    return Plan(config, choice, new_run(output_dir, config.base_model, run_name, datetime.now().astimezone()))
-
-
-def given_options(context: typer.Context, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings whose options stand on the command line."""
-    parameters = {"download": "no_download"}
-    return {
-        name: value
-        for name, value in settings.items()
-        if str(context.get_parameter_source(parameters.get(name, name))).endswith("COMMANDLINE")
-    }
-
-
-def plan_resumed(
-    name: str, output_dir: Path, server: ServerSettings, given: Mapping[str, Any], run_name: str | None
-) -> Plan:
-    """A run to go on with, in the configuration it was started with and with the options that may change.
-
-    Args:
-        name: its path, or latest.
-        output_dir: where runs are.
-        server: what options and environment say of one: it may have another address now.
-        given: the settings whose options are given.
-        run_name: the one given, if any.
-
-    Raises:
-        RunError: it is not there, it is damaged, or another version wrote it.
-        UsageError: an option would change the result.
-    """
-    from tinkertools.runs.directory import find_run
-
-    run = find_run(name, output_dir)
-    metadata = run.read_config()
-    started = read_started(metadata, run.path)
-    if run_name is not None and run_name != run.path.resolve().name:
-        raise UsageError(f"{option('run_name', run_name)}: the run is {run.path}", hint="leave it out")
-    config = with_options(started, as_started(given, started, metadata))
-    engine: Literal["tinker", "local"] = "tinker" if config.engine == "tinker" else "local"
-    choice = Choice(engine, config.base_model, f"as {run.path} was started", server.base_url or config.base_url)
-    return Plan(config, choice, run, metadata, started, given)
-
-
-def as_started(given: Mapping[str, Any], started: TrainConfig, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The options given beside `--resume` as the settings of a run are kept, so that equal ones are equal."""
-    from tinkertools.chat.rendering import choose_renderer
-
-    found = dict(given)
-    for name in ("data", "base_model"):
-        if name in found and Path(found[name]).exists():
-            found[name] = str(Path(found[name]).resolve())
-    if found.get("engine") == "auto":
-        del found["engine"]
-    if found.get("base_url"):
-        found["base_url"] = without_password(found["base_url"])
-    if found.get("learning_rate") == "auto":
-        found["learning_rate"] = resolve(dataclasses.replace(started, learning_rate="auto")).learning_rate
-    if "renderer" in found and choose_renderer(started.base_model, found["renderer"]).name == metadata.get("renderer"):
-        found["renderer"] = started.renderer
-    return found
-
-
 def show_finished(plan: Plan) -> None:
     """That there is nothing left to do, and what to type next.
 
@@ -277,9 +175,10 @@ def show_finished(plan: Plan) -> None:
     # A process may have been killed after it had written the final weights.
     plan.run.finish()
     for name in changes(plan.started, plan.config):
-        if name in ("max_steps", "epochs") and name in plan.given:
+        if name in ("max_steps", "epochs") and name in plan.given.values:
             raise UsageError(
-                f"{option(name, plan.given[name])}: {plan.run.path} is finished, with its learning rate at its end",
+                f"{option(name, plan.given.values[name])}: {plan.run.path} is finished, with its learning rate at its "
+                "end",
                 hint="start a new run",
             )
     console.say(f"{plan.run.path} is finished: there is nothing left to train")
@@ -287,7 +186,19 @@ def show_finished(plan: Plan) -> None:
     console.data(str(plan.run.path))
 
 
-def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
+@dataclass(frozen=True)
+class Data:
+    """What a run is made of: examples to train on and to evaluate on, prompts to answer, and what `config.json` says
+    of them."""
+
+    ready: "Ready"
+    held_out: "HeldOut | None"
+    conversations: "list[Conversation]"
+    renderer: "Renderer"
+    metadata: dict[str, Any]
+
+
+def train(plan: Plan) -> None:
     """Everything from data to summary, in order."""
     from tinkertools.chat.batching import Batches
     from tinkertools.runs.log import TrainingLog
@@ -295,7 +206,9 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
     from tinkertools.space import disk_may_fill, needs_of
 
     config, run = plan.config, plan.run
-    opened = open_service(plan.choice, run.engine_store, console.waiting, timeout=timeout, download=config.download)
+    opened = open_service(
+        plan.choice, run.engine_store, console.waiting, timeout=config.timeout, download=config.download
+    )
     with ExitStack() as held, opened as service:
         saved = None
         if plan.metadata is not None:
@@ -305,74 +218,146 @@ def train(plan: Plan, *, use_cache: bool, timeout: float) -> None:
                 return
             run.remove_leftovers()
             saved = run.recover_state(console.warn)
-        ready, metadata = data_of_run(plan, service, use_cache=use_cache)
-        console.show_data(ready)
-        batches = Batches(len(ready.fitted.examples), config.batch, config.seed)
-        config = resolve(config)
+        data = data_of_run(plan, service, first=saved is None)
+        batches = Batches(len(data.ready.fitted.examples), config.batch, config.seed)
+        config = resolve(config, console.say)
         total_steps = steps_in_all(config, batches)
         first_step = saved.next_step if saved else 1
         if plan.started is not None:
-            refuse_shorter(plan.given, total_steps, steps_in_all(plan.started, batches), first_step - 1)
+            refuse_shorter(plan.given.values, total_steps, steps_in_all(plan.started, batches), first_step - 1)
         needs = needs_of(config, total_steps)
         make_room(run, config, needs)
-        client = training_client(config, service, saved)
-        if saved is not None:
-            at = f"step {first_step} of {total_steps}" if first_step <= total_steps else "the final weights"
-            console.say(f"going on with {at}")
+        with ExitStack() as old:
+            if plan.replaces:
+                old.enter_context(run.making_way())
+            client, config = training_client(plan, config, service, saved)
+            if plan.metadata is None:
+                run.write_config(data.metadata | {"config": config.to_json()})
         if plan.metadata is None:
-            run.write_config(metadata | {"config": config.to_json()})
             held.enter_context(run.lock())
         else:
-            write_down_changes(plan, config, metadata, batches, first_step)
+            at = f"step {first_step} of {total_steps}" if first_step <= total_steps else "the final weights"
+            console.say(f"going on with {at}")
+            write_down_changes(plan, config, data.metadata, batches, first_step)
         held.enter_context(disk_may_fill(run, needs))
         stop = held.enter_context(stop_on_interrupt(console.say))
+        tracked = held.enter_context(
+            tracking(
+                config.trackers, run, project=config.wandb_project, name=config.wandb_name, config=config.to_json(),
+                next_step=first_step, notify=console.warn,
+            )
+        )  # fmt: skip
         with TrainingLog.reopen(run.log, first_step) as log:
-            loop = Loop(client, service, ready.fitted, batches, config, run, log, console.progress, console.warn)
-            interrupted = loop.run(first_step, total_steps, stop)
-        if interrupted:
+            loop = Loop(
+                client, service, data.ready.fitted, batches, config, run, log, console.progress, console.warn,
+                held_out=data.held_out, tracking=tracked, answer=answering(config, run, data, first_step),
+            )  # fmt: skip
+            ended = loop.run(first_step, total_steps, stop)
+        if ended.interrupted:
             run.remove_leftovers()
             raise Interrupted(
-                f"stopped after step {interrupted} of {total_steps}; the state is saved",
+                f"stopped after step {ended.step} of {total_steps}; the state is saved",
                 hint=f"go on with it: tt train --resume {run.path}",
                 by=stop.by or signal.SIGINT,
             )
         # Before the final weights, whose presence says that nothing is missing.
-        write_plots(run.plots, log.steps)
-        loop.finish(total_steps)
-    show_summary(run, log)
+        write_plots(run.plots, log.steps, log.evals)
+        loop.finish(ended.step)
+    show_summary(run, log, total_steps)
     if config.engine == "tinker":
         console.show_server_paths(run.server_paths(), downloaded=config.download)
 
 
-def training_client(config: TrainConfig, service: "Service", saved: "State | None") -> "TrainingClient":
-    """A fresh adapter, or the one of a state that was saved, with its optimizer."""
-    if saved is None:
-        return service.create_lora_training_client(
+def training_client(
+    plan: Plan, config: TrainConfig, service: "Service", saved: "State | None"
+) -> "tuple[TrainingClient, TrainConfig]":
+    """A fresh adapter, one that starts from given weights, or that of a saved state with its optimizer; and the
+    configuration with the rank that it has."""
+    if saved is not None:
+        source = saved.server_path if config.engine == "tinker" else str(saved.directory)
+        return service.create_training_client_from_state_with_optimizer(source), config
+    if config.load_checkpoint_path is None:
+        client = service.create_lora_training_client(
             config.base_model, config.rank, config.seed, config.train_mlp, config.train_attn, config.train_unembed
         )
-    source = saved.server_path if config.engine == "tinker" else str(saved.directory)
-    return service.create_training_client_from_state_with_optimizer(source)
+        return client, config
+    start = start_of(config, service)
+    if "rank" in plan.given.values and start.rank not in (None, config.rank):
+        raise UsageError(
+            f"{option('rank', config.rank)}: {config.load_checkpoint_path} has rank {start.rank}", hint="leave it out"
+        )
+    console.say(f"starting from {start.source}, with rank {start.rank or 'not known'} and a fresh optimizer")
+    client = service.create_training_client_from_state(start.source, config.base_model)
+    return client, config.changed(rank=start.rank or config.rank)
 
 
-def data_of_run(plan: Plan, service: "Service", *, use_cache: bool) -> "tuple[Ready, dict[str, Any]]":
+def data_of_run(plan: Plan, service: "Service | None", *, first: bool = True, strict: bool = True) -> Data:
     """The data made ready, and what `config.json` says of a run that starts on them now.
 
+    Args:
+        plan: the run.
+        service: is asked how long an example may be; None where no server is to be spoken to.
+        first: whether the first step is still to come, for which the weights to start from count.
+        strict: False where examples that are too long are only counted.
+
     Raises:
+        DataError: there is nothing to train or to evaluate, or a row cannot be used.
         RunError: the run that is to go on was started with others.
     """
     from tinkertools.chat.cache import fingerprint
+    from tinkertools.evaluation import HeldOut, trained_bytes
 
     config = plan.config
-    conversations = read_data(plan)
-    hashed = fingerprint(conversations)
+    conversations, held_out = read_data(plan)
     renderer = find_renderer(config)
     limits = limits_of_model(config, service)
-    metadata = run_metadata(config, hashed, len(conversations), renderer)
+    hashed = fingerprint(conversations)
+    metadata = run_metadata(plan, hashed, conversations, held_out, renderer, first=first)
     if plan.metadata is not None:
         refuse_changed(plan.metadata, metadata, config, plan.run.path)
         if note := unchecked(plan.metadata):
             console.warn(note)
-    return make_data_ready(config, renderer, conversations, hashed, limits, use_cache=use_cache), metadata
+    ready = make_data_ready(config, renderer, conversations, hashed, limits, strict=strict)
+    console.show_data(ready)
+    if not held_out:
+        return Data(ready, None, conversations, renderer, metadata)
+    named = f"--eval-data {config.eval_data}" if config.eval_data else f"--val-fraction {config.val_fraction}"
+    try:
+        held = make_data_ready(config, renderer, held_out, fingerprint(held_out), limits, strict=strict)
+    except DataError as error:
+        raise DataError(f"{named}: {error.message}", hint=error.hint) from error
+    examples = held.fitted.examples
+    lost = held.fitted.cut + held.fitted.dropped + held.fitted.unfinished + held.fitted.untrained
+    console.say(
+        f"held out: {len(examples):,} examples with {held.fitted.trained_tokens:,} trained tokens"
+        + (f" ({lost:,} cut or left out)" if lost else "")
+    )
+    evaluated = HeldOut(examples, trained_bytes(examples, renderer))
+    return Data(ready, evaluated, held_out, renderer, metadata)
+
+
+def answering(
+    config: TrainConfig, run: "RunDirectory", data: Data, first_step: int
+) -> "Callable[[int, SamplingClient], None] | None":
+    """What has a few prompts answered and keeps the answers: of the held-out data, else the prompts that ship."""
+    if not config.sample_every:
+        return None
+    from tinkertools.answers import Settings, ask, default_prompts, load_prompts, prompts_of
+    from tinkertools.runs.samples import Samples
+
+    if data.held_out is not None:
+        prompts = prompts_of(data.conversations, PROMPTS_ANSWERED)
+    else:
+        prompts = load_prompts(default_prompts(config.base_model))[:PROMPTS_ANSWERED]
+    settings = Settings(AnswerDefaults.max_tokens, temperature=0.0, seed=config.seed)
+    samples = Samples.reopen(run.samples, first_step)
+
+    def answer(step: int, sampler: "SamplingClient") -> None:
+        answers = ask(sampler, data.renderer, prompts, settings, lambda done, note="": None)
+        pairs = zip(prompts, answers, strict=True)
+        samples.add(step, [(prompt.messages, found.text, found.error) for prompt, found in pairs])
+
+    return answer
 
 
 def make_room(run: "RunDirectory", config: TrainConfig, needs: "Needs | None") -> None:
@@ -381,10 +366,13 @@ def make_room(run: "RunDirectory", config: TrainConfig, needs: "Needs | None") -
     Raises:
         FileError: there is not enough.
     """
+    from tinkertools.runs.log import TrainingLog, best_of
     from tinkertools.runs.pruning import keep_newest
     from tinkertools.space import check_space
 
-    keep_newest(run, config.keep_last)
+    if run.exists:
+        best = best_of(TrainingLog.reopen(run.log, sys.maxsize).evals)
+        keep_newest(run, config.keep_last, best["step"] if best else None)
     if needs is not None:
         check_space(run, config, needs, console.warn)
 
@@ -395,54 +383,101 @@ def steps_in_all(config: TrainConfig, batches: "Batches") -> int:
 
 
 @contextmanager
-def resumable(run: "RunDirectory") -> Iterator[None]:
+def resumable(plan: Plan) -> Iterator[None]:
     """Errors within the block also tell how the run goes on, once there is one."""
+    run = plan.run
+    before = run.exists and plan.metadata is None  # one that is to be replaced
     try:
         yield
     except (EngineError, FileError) as error:
-        if not run.exists:
+        if not run.exists or before:
             raise
         goes_on = f"go on with step {run.next_step()}: tt train --resume {run.path}"
         first = error.hint.removesuffix(AGAIN) if error.hint else None
         raise type(error)(error.message, hint=f"{first}; then {goes_on}" if first else goes_on) from error
 
 
-def show_plan(plan: Plan, *, use_cache: bool) -> None:
-    """What would be trained on, shown token by token and counted; nothing is trained and no run is made."""
+def show_plan(plan: Plan) -> None:
+    """What would be trained on, shown token by token and counted, and what it takes; no run is made."""
     from tinkertools.chat.batching import Batches
-    from tinkertools.chat.cache import fingerprint
+    from tinkertools.estimates import total_tokens
 
-    config = plan.config
-    conversations = read_data(plan)
-    renderer = find_renderer(config)
-    strict = config.overlength == "error"
-    shown = dataclasses.replace(config, overlength="truncate") if strict else config
-    limits = limits_of_model(config, None)
-    ready = make_data_ready(shown, renderer, conversations, fingerprint(conversations), limits, use_cache=use_cache)
-    console.show_examples(renderer, ready.fitted.examples[:EXAMPLES_SHOWN])
-    console.show_data(ready)
-    if strict and (too_long := ready.fitted.cut + ready.fitted.unfinished):
+    config = resolve(plan.config, console.say)
+    console.say(write_yaml(config, {}, explained=False).rstrip())
+    data = data_of_run(plan, None, strict=False)
+    fitted = data.ready.fitted
+    console.show_examples(data.renderer, fitted.examples[:EXAMPLES_SHOWN])
+    if config.overlength == "error" and (too_long := fitted.cut + fitted.unfinished):
         console.warn(f"training would stop: {too_long:,} examples are too long, and --overlength is error")
-    batches = Batches(len(ready.fitted.examples), config.batch, config.seed)
-    steps = steps_in_all(config, batches)
-    console.say(f"steps: {steps:,} of {config.batch} examples, {batches.steps_per_epoch:,} an epoch")
-    console.say("this was a dry run: nothing is trained and nothing written; without --dry-run it is")
+    batches = Batches(len(fitted.examples), config.batch, config.seed)
+    total_steps = steps_in_all(config, batches)
+    tokens = total_tokens(fitted.examples, batches, total_steps)
+    console.say(f"steps: {total_steps:,} of {config.batch} examples, {batches.steps_per_epoch:,} an epoch")
+    console.say(f"tokens: {tokens:,} in all steps")
+    if config.engine == "local":
+        show_estimate(config, fitted.examples, batches, total_steps)
+    else:
+        show_cost(config, tokens)
+    console.say("this was a dry run: nothing is trained and no run is made; without --dry-run it is")
 
 
-def read_data(plan: Plan) -> "list[Conversation]":
-    """The conversations to train on, and what they and the base model are, in words.
+def show_estimate(config: TrainConfig, examples: "Sequence[Example]", batches: "Batches", total_steps: int) -> None:
+    """How long training would take on this machine and how much memory, by a few steps whose result is thrown away."""
+    import tempfile
+
+    from tinkertools.estimates import measure
+    from tinkertools.local import ServiceClient
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ServiceClient(store=Path(folder), notify=console.waiting) as service,
+    ):
+        client = service.create_lora_training_client(
+            config.base_model, config.rank, config.seed, config.train_mlp, config.train_attn, config.train_unembed
+        )
+        found = measure(client, examples, batches, total_steps, console.progress)
+    console.say(
+        f"time: about {console.seconds(found.seconds)} for the steps, at {found.tokens_per_second:,.0f} tokens/s "
+        f"({found.steps_measured} steps measured)"
+    )
+    console.say(f"peak memory: about {found.peak_memory / 1e6:,.0f} MB")
+
+
+def show_cost(config: TrainConfig, tokens: int) -> None:
+    """What a server would ask for the tokens of a run."""
+    from tinkertools.prices import cost, price_of
+
+    price = price_of(config.base_model, config.price)
+    if price is None:
+        console.say(f"cost: no price known for {config.base_model}; --price names one, in dollars per million tokens")
+        return
+    console.say(
+        f"cost: about ${cost(tokens, price):,.2f} for {tokens:,} tokens at ${price.per_million:g} per million "
+        f"({price.source}, {price.date}); storage and evaluation come on top"
+    )
+
+
+def read_data(plan: Plan) -> "tuple[list[Conversation], list[Conversation]]":
+    """The conversations to train on and those held out, and what they and the base model are, in words.
 
     Raises:
         DataError: a row cannot be used.
     """
     from tinkertools.chat.records import read_all
     from tinkertools.chat.sources import find_source
+    from tinkertools.chat.splitting import split
 
     config = plan.config
     console.say(f"base model: {config.base_model} ({plan.choice.reason})")
-    conversations, row_format = read_all(find_source(config.data), PrepareDefaults.errors_shown)
+    conversations, row_format = read_all(find_source(config.data), PrepareDefaults.errors_shown, config.num_examples)
     console.say(f"data: {config.data}: {len(conversations):,} conversations ({row_format.description})")
-    return conversations
+    if config.val_fraction:
+        return split(conversations, config.val_fraction)
+    if not config.eval_data:
+        return conversations, []
+    held_out, row_format = read_all(find_source(config.eval_data), PrepareDefaults.errors_shown)
+    console.say(f"held out: {config.eval_data}: {len(held_out):,} conversations ({row_format.description})")
+    return conversations, held_out
 
 
 def find_renderer(config: TrainConfig) -> "Renderer":
@@ -455,60 +490,45 @@ def find_renderer(config: TrainConfig) -> "Renderer":
 
 def make_data_ready(
     config: TrainConfig, renderer: "Renderer", conversations: "list[Conversation]", hashed: str, limits: "Limits",
-    *, use_cache: bool,
+    *, strict: bool,
 ) -> "Ready":  # fmt: skip
     """The data, rendered and fitted to the model."""
     from tinkertools.data import make_ready
 
+    overlength = "truncate" if config.overlength == "error" and not strict else config.overlength
     return make_ready(
         renderer, conversations, hashed, limits, console.progress,
-        max_length=config.max_length, overlength=config.overlength, use_cache=use_cache,
+        max_length=config.max_length, overlength=overlength, use_cache=config.cache,
     )  # fmt: skip
 
 
-def limits_of_model(config: TrainConfig, service: "Service | None") -> "Limits":
-    """What the base model takes: as its folder says, and as the server says where one trains it and is spoken to."""
-    from tinkertools.local.limits import Limits, limits_of
-
-    if config.engine == "local":
-        return limits_of(config.base_model)
-    limits = limits_of(config.base_model) if Path(config.base_model).is_dir() else Limits(None, None)
-    served = service.max_length(config.base_model) if service else None
-    known = [length for length in (limits.max_length, served) if length]
-    return dataclasses.replace(limits, max_length=min(known, default=None))
-
-
-def resolve(config: TrainConfig) -> TrainConfig:
-    """The configuration with `auto` replaced by the number in effect."""
-    from tinkertools.local.limits import family_of
-
-    rate = config.learning_rate
-    if rate == "auto":
-        try:
-            rate, why = auto_learning_rate(*family_of(config.base_model))
-        except ModelError:
-            if config.engine == "local":
-                raise
-            rate, why = no_formula(f"{config.base_model}, whose configuration cannot be read here")
-        console.say(f"learning rate: {rate:.3g} ({why})")
-    return dataclasses.replace(config, learning_rate=rate)
-
-
-def run_metadata(config: TrainConfig, hashed: str, conversations: int, renderer: "Renderer") -> dict[str, Any]:
+def run_metadata(
+    plan: Plan, hashed: str, conversations: "Sequence[Conversation]", held_out: "Sequence[Conversation]",
+    renderer: "Renderer", *, first: bool,
+) -> dict[str, Any]:  # fmt: skip
     """`config.json`: everything needed to repeat the run, and the fingerprints by which changes are seen."""
     from importlib.metadata import version
 
-    from tinkertools.fingerprints import fingerprints
+    from tinkertools.chat.cache import fingerprint
+    from tinkertools.fingerprints import fingerprints, of_start
 
+    config = plan.config
     packages = ("tinker", "torch", "transformers", "peft", "tokenizers", "tml-renderers")
+    found = fingerprints(renderer, config.base_model, config.engine)
+    if first and config.load_checkpoint_path is not None:
+        found["start"] = of_start(config.load_checkpoint_path, config.output_dir)
     return {
         "version": CONFIG_VERSION,
         "tinkertools": __version__,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "config": config.to_json(),
-        "data": {"fingerprint": hashed, "conversations": conversations},
+        "data": {
+            "fingerprint": hashed,
+            "conversations": len(conversations),
+            **({"held_out": fingerprint(held_out), "held_out_conversations": len(held_out)} if held_out else {}),
+        },
         "renderer": renderer.name,
-        "fingerprints": fingerprints(renderer, config.base_model, config.engine),
+        "fingerprints": found,
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
     }
 
@@ -524,10 +544,10 @@ def write_down_changes(
     assert plan.started is not None
     kept = {"fingerprints": now["fingerprints"], **plan.metadata}
     if changed := changes(plan.started, config):
-        kept["config"] = config.to_json()
+        kept["config"] = remembered(plan.started, config).to_json()
         kept["changes"] = [*kept.get("changes", []), {"step": first_step, **changed}]
         for name, (old, new) in changed.items():
-            before = "" if name == "download" else f" (before: {old})"
+            before = "" if isinstance(new, bool) else f" (before: {old})"
             console.say(f"{option(name, new)} from now on{before}")
     started_with, total_steps = steps_in_all(plan.started, batches), steps_in_all(config, batches)
     if total_steps != started_with:
@@ -539,30 +559,35 @@ def write_down_changes(
         plan.run.write_config(kept)
 
 
-def show_summary(run: "RunDirectory", log: "TrainingLog") -> None:
+def show_summary(run: "RunDirectory", log: "TrainingLog", total_steps: int) -> None:
     """Where the run is, what it did, and what to type next."""
-    steps = log.steps
+    from tinkertools.estimates import peak_memory
+    from tinkertools.runs.log import best_of
+    from tinkertools.runs.plots import smooth_loss
+
+    steps, evals = log.steps, log.evals
+    x, losses, window = smooth_loss(steps)
     seconds = sum(entry["seconds"] for entry in steps)
     tokens = sum(entry["tokens"] for entry in steps)
     trained = sum(entry["trained_tokens"] for entry in steps)
     console.say()
+    console.chart(
+        "loss" + f", mean of {window} steps" * (window > 1) + " (● evaluation)" * bool(evals),
+        list(zip(x, losses, strict=True)),
+        marks=[(entry["step"], entry["nll"]) for entry in evals],
+    )
     console.say(f"run             {run.path}")
+    if len(steps) < total_steps:
+        console.say(f"stopped early   after step {len(steps)} of {total_steps}: nothing had improved")
     console.say(f"loss            {steps[0]['loss']:.4f} at the start, {steps[-1]['loss']:.4f} at the end")
+    if best := best_of(evals):
+        kept = next((f", kept as {path}" for step, path in run.checkpoints() if step == best["step"]), "")
+        console.say(
+            f"held out        NLL {evals[-1]['nll']:.4f} at the end ({evals[-1]['bits_per_byte']:.3f} bits per byte); "
+            f"best {best['nll']:.4f} after step {best['step']}{kept if best is not evals[-1] else ''}"
+        )
     console.say(f"trained tokens  {trained:,} of {tokens:,} in {len(steps):,} steps, {console.seconds(seconds)}")
     console.say(f"speed           {tokens / seconds:,.0f} tokens/s")
-    console.say(f"peak memory     {peak_memory_megabytes():,.0f} MB")
+    console.say(f"peak memory     {peak_memory() / 1e6:,.0f} MB")
     console.say(f"next            tt compare {run.path} --compare-base")
     console.data(str(run.path))
-
-
-def peak_memory_megabytes() -> float:
-    """The most memory used so far: the GPU's where one is used, this process's resident set elsewhere."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    import resource
-
-    # Linux counts in kilobytes, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -19,8 +19,9 @@ from tinkertools.chat.examples import (
     trimmed,
     unite,
 )
-from tinkertools.config import TrainOnWhat, parse_train_on_what
+from tinkertools.config import TrainOnWhat
 from tinkertools.errors import UsageError
+from tinkertools.settings import from_options
 
 
 def example(tokens: list[int], weights: list[float], *images: Image) -> Example:
@@ -83,13 +84,13 @@ def test_marks_are_neither_missed_nor_ignored() -> None:
     ],
 )
 def test_any_letter_case(text: str, what: TrainOnWhat) -> None:
-    assert parse_train_on_what(text) == what
+    assert from_options({"train_on_what": text}).values == {"train_on_what": what}
 
 
 def test_an_unknown_one_is_refused() -> None:
     with pytest.raises(UsageError, match="--train-on-what is 'everything'") as caught:
-        parse_train_on_what("everything")
-    assert "LAST_ASSISTANT_MESSAGE" in str(caught.value.hint)
+        from_options({"train_on_what": "everything"})
+    assert "LAST_ASSISTANT_MESSAGE" in caught.value.message
 
 
 def test_examples_that_begin_alike_are_united() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tinkertools.errors import RunError
-from tinkertools.runs.directory import RunDirectory, find_run, find_weights, new_run, newest_run
+from tinkertools.runs.directory import RunDirectory, find_run, find_weights, never_begun, new_run, newest_run
 
 NOW = datetime(2026, 2, 4, 23, 0, 0, tzinfo=UTC)
 
@@ -30,21 +30,21 @@ def started(path: Path, age: int = 0) -> RunDirectory:
 
 
 def test_names_of_new_runs(tmp_path: Path) -> None:
-    assert new_run(tmp_path, "Qwen/Qwen3-8B", None, NOW).path.name == "lora_Qwen_Qwen3-8B_20260204_230000"
+    assert new_run(tmp_path, "Qwen/Qwen3-8B", NOW).path.name == "lora_Qwen_Qwen3-8B_20260204_230000"
     model = tmp_path / "models" / "my model"
     model.mkdir(parents=True)
-    first = new_run(tmp_path, str(model), None, NOW)
+    first = new_run(tmp_path, str(model), NOW)
     assert first.path.name == "lora_my_model_20260204_230000"
     assert not first.path.exists()
     first.path.mkdir()
-    assert new_run(tmp_path, str(model), None, NOW).path.name == "lora_my_model_20260204_230000_2"
-    (tmp_path / "taken").mkdir()
+    assert new_run(tmp_path, str(model), NOW).path.name == "lora_my_model_20260204_230000_2"
+    taken = tmp_path / "taken"
+    taken.mkdir()
     # What a process left that was killed before there was a run.
-    (tmp_path / "taken" / ".config.json.part-1").touch()
-    assert new_run(tmp_path, "m", "taken", NOW).path == tmp_path / "taken"
-    (tmp_path / "taken" / "mine.txt").touch()
-    with pytest.raises(RunError, match="taken exists"):
-        new_run(tmp_path, "m", "taken", NOW)
+    (taken / ".config.json.part-1").touch()
+    assert never_begun(taken)
+    (taken / "mine.txt").touch()
+    assert not never_begun(taken)
 
 
 def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:

@@ -341,8 +341,8 @@ def explain_refusals(shown: list[Refused], total: int, hint: str) -> DataError:
     return DataError("\n  ".join([f"{rows}:", *lines]), hint=hint)
 
 
-def read_all(source: Source, errors_shown: int) -> tuple[list[Conversation], RowFormat]:
-    """All conversations of a source that must have no bad row, for training and scoring.
+def read_all(source: Source, errors_shown: int, most: int = 0) -> tuple[list[Conversation], RowFormat]:
+    """All conversations of a source that must have no bad row, or the first `most` of them, for training and scoring.
 
     Raises:
         DataError: a row is refused; the first `errors_shown` are named.
@@ -358,6 +358,8 @@ def read_all(source: Source, errors_shown: int) -> tuple[list[Conversation], Row
                 refused.append(item)
         else:
             good.append(item)
+            if len(good) == most:
+                break
     if count:
         raise explain_refusals(
             refused,

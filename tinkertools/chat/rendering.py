@@ -17,7 +17,7 @@ from tinkertools.chat.conversations import Conversation
 from tinkertools.chat.examples import Example, Image, Prompt, RenderError, Tokens, Weights, saved_tokens
 from tinkertools.chat.templates import CHAT_TEMPLATE, load_template_renderer
 from tinkertools.chat.tokenizing import cores
-from tinkertools.config import AUTO_RENDERER, TrainConfig, TrainOnWhat
+from tinkertools.config import AUTO_RENDERER, TRAIN_ON_WHAT, TrainOnWhat
 from tinkertools.errors import DataError, UsageError
 
 # Conversations that a worker process is given at once, and how many such parts each may have waiting.
@@ -112,9 +112,7 @@ def choose_renderer(base_model: str, named: str = AUTO_RENDERER) -> RendererChoi
     return RendererChoice(CHAT_TEMPLATE, "the model's own")
 
 
-def load_renderer(
-    base_model: str, named: str = AUTO_RENDERER, train_on_what: TrainOnWhat = TrainConfig.train_on_what
-) -> Renderer:
+def load_renderer(base_model: str, named: str = AUTO_RENDERER, train_on_what: TrainOnWhat = TRAIN_ON_WHAT) -> Renderer:
     """The renderer of a base model: a folder, or a name on the Hub.
 
     Raises:

@@ -39,6 +39,8 @@ _ARRAY_MARKS = {
     ("value", ","): "value",
 }
 _SECTIONS_HINT = f"--format sections reads {', '.join(DOCUMENT_SUFFIXES)}; leave --format out for data files"
+# Short names of datasets on the Hub that recipes use.
+HUB_DATASETS = {"no_robots": "HuggingFaceH4/no_robots", "tulu3": "allenai/tulu-3-sft-mixture"}
 # Longer than any JSON word, escape or number's tail that the end of a chunk may cut.
 _LONGEST_WORD = 32
 
@@ -151,7 +153,7 @@ def find_source(
     suffixes = (".gz", *DOCUMENT_SUFFIXES)
     if data_suffix(path) or path.suffix in suffixes or format == "sections" or not _HUB_NAME.fullmatch(dataset):
         raise DataError(f"no such file or folder: {dataset}", hint="check the path; `ls` shows what is there")
-    return Source(dataset, hub_split=split, hub_config=config_name)
+    return Source(HUB_DATASETS.get(dataset, dataset), hub_split=split, hub_config=config_name)
 
 
 def _source_of(name: str, found: str, inside: list[Path], in_sight: list[Path], format: Format) -> Source:

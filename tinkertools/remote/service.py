@@ -265,6 +265,17 @@ class ServiceClient:
             )
             return self._probed(self._training_client(made))
 
+    def create_training_client_from_state(self, path: str, base_model: str | None = None) -> TrainingClient:
+        """Start from weights on the server, with a fresh optimizer. The server knows their base model.
+
+        Raises:
+            RunError: they are not there any more.
+            EngineError: the server refuses, or does not understand this SDK.
+        """
+        with self._impatient():
+            made = self.call(f"{LOADING}{path}", lambda: settled(self._sdk.create_training_client_from_state(path)))
+            return self._probed(self._training_client(made))
+
     def create_sampling_client(self, model_path: str | None = None, base_model: str | None = None) -> SamplingClient:
         """Sample from weights on the server (a `tinker://` path), or from a base model alone.
 
@@ -299,6 +310,20 @@ class ServiceClient:
         except EngineError:
             return None
         return str(run.base_model)
+
+    def rank_of(self, path: str) -> int | None:
+        """The rank of the adapter that a `tinker://` path names; None where the server does not tell."""
+        try:
+            info = self.call(
+                "get_weights_info",
+                lambda: settled(self._rest.get_weights_info_by_tinker_path(path), self.waiter.limit),
+            )
+        except ServerTimeoutError:
+            raise
+        except EngineError:
+            return None
+        rank = getattr(info, "lora_rank", None)
+        return int(rank) if rank else None
 
     def max_length(self, base_model: str) -> int | None:
         """The most tokens a sequence may have; None where nobody says."""

@@ -1,5 +1,6 @@
 """A run directory: its files, the newest one, and the adapter that a path means."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import orjson
 
 from tinkertools.adapters.peft_files import base_model_of, is_adapter
 from tinkertools.errors import RunError
-from tinkertools.files import publish_directory, write_json
+from tinkertools.files import explain_os_errors, publish_directory, write_json
 from tinkertools.reporting import Notify
 from tinkertools.runs import states
 
@@ -21,6 +22,8 @@ _CONFIG = "config.json"
 _LOG = "training_log.json"
 _FINAL = "final_lora_weights"
 _PLOTS = "plots"
+_SAMPLES = "samples.jsonl"
+_TRACKING = "tracking.json"
 _CHECKPOINT = "checkpoint_step_"
 _CHECKPOINT_INFO = "checkpoint.json"
 _LOCK = ".lock"
@@ -48,6 +51,16 @@ class RunDirectory:
     def plots(self) -> Path:
         """The folder of curves."""
         return self.path / _PLOTS
+
+    @property
+    def samples(self) -> Path:
+        """`samples.jsonl`: answers while it was trained."""
+        return self.path / _SAMPLES
+
+    @property
+    def tracking(self) -> Path:
+        """`tracking.json`: by tracker, what it needs to find its tracked run again."""
+        return self.path / _TRACKING
 
     @property
     def state(self) -> Path:
@@ -156,6 +169,27 @@ class RunDirectory:
                 (self.path / _LOCK).unlink(missing_ok=True)
             lock.release()
 
+    @contextmanager
+    def making_way(self) -> Iterator[None]:
+        """Have a run that is there make way for a new one of its name: it is gone once the new one is begun.
+
+        Raises:
+            RunError: another process is training it.
+        """
+        with self.lock():
+            pass
+        aside = self.path.with_name(f".{self.path.name}.gone-{os.getpid()}")
+        with explain_os_errors(self.path):
+            self.path.replace(aside)
+        try:
+            yield
+        finally:
+            if self.exists:
+                shutil.rmtree(aside)
+            else:
+                shutil.rmtree(self.path, ignore_errors=True)
+                aside.replace(self.path)
+
     def server_paths(self) -> list[tuple[int, dict[str, str]]]:
         """What is on the server: by step, the paths of weights to sample from and of states. The oldest first."""
         found = [*(path for _, path in self.checkpoints()), self.final_weights]
@@ -186,6 +220,7 @@ class Weights:
         note: what the user should know of the choice.
         renderer: its run's.
         server_path: its `tinker://` path; None where it is on this machine only.
+        state_path: the `tinker://` path of the state saved with it, to train on from.
     """
 
     directory: Path | None
@@ -194,6 +229,7 @@ class Weights:
     note: str | None = None
     renderer: str | None = None
     server_path: str | None = None
+    state_path: str | None = None
 
     @property
     def name(self) -> str:
@@ -221,22 +257,11 @@ class Weights:
         return str(self.directory)
 
 
-def new_run(output_dir: Path, base_model: str, run_name: str | None, now: datetime) -> RunDirectory:
-    """A directory that is not there yet, `lora_BASE_DATE_TIME` unless it is named. Nothing is created.
-
-    Raises:
-        RunError: a run of that name exists.
-    """
-    if run_name is not None:
-        path = output_dir / run_name
-        if path.exists() and not _never_begun(path):
-            raise RunError(
-                f"{path} exists", hint=f"choose another --run-name, or go on with it: tt train --resume {path}"
-            )
-        return RunDirectory(path)
+def new_run(output_dir: Path, base_model: str, now: datetime, kind: str = "lora") -> RunDirectory:
+    """A directory that is not there yet, `lora_BASE_DATE_TIME`. Nothing is created."""
     folder = Path(base_model)
     base = folder.resolve().name if folder.is_dir() else base_model
-    stem = f"lora_{re.sub(r'[^A-Za-z0-9.-]+', '_', base)}_{now:%Y%m%d_%H%M%S}"
+    stem = f"{kind}_{re.sub(r'[^A-Za-z0-9.-]+', '_', base)}_{now:%Y%m%d_%H%M%S}"
     path, number = output_dir / stem, 1
     while path.exists():
         number += 1
@@ -244,7 +269,7 @@ def new_run(output_dir: Path, base_model: str, run_name: str | None, now: dateti
     return RunDirectory(path)
 
 
-def _never_begun(path: Path) -> bool:
+def never_begun(path: Path) -> bool:
     """Whether a directory holds only what a process left that was killed before there was a run in it."""
     return path.is_dir() and all(
         found.name == _ENGINE or found.name.startswith(f".{_CONFIG}.part-") for found in path.iterdir()
@@ -288,7 +313,7 @@ def find_weights(path: str | None, output_dir: Path) -> Weights:
     if path is None:
         return _weights_of_run(newest_run(output_dir))
     if path.startswith("tinker://"):
-        return Weights(None, None, path.removeprefix("tinker://"), server_path=path)
+        return Weights(None, None, path.removeprefix("tinker://"), server_path=path, state_path=path)
     folder = Path(path)
     if is_adapter(folder) or (folder / _CHECKPOINT_INFO).is_file():
         resolved = folder.resolve()
@@ -325,10 +350,11 @@ def _weights_of_run(run: RunDirectory) -> Weights:
 def _weights_in(directory: Path, run: RunDirectory, label: str, note: str | None = None) -> Weights:
     """The weights of a folder that a run took, or of any other with an adapter."""
     info = directory / _CHECKPOINT_INFO
-    path = _read_json(info).get("paths", {}).get("sampler") if info.is_file() else None
+    paths = _read_json(info).get("paths", {}) if info.is_file() else {}
     here = is_adapter(directory)
     base_model = base_model_of(directory) if here else run.base_model
-    return Weights(directory if here else None, base_model, label, note, run.renderer, path)
+    found = directory if here else None
+    return Weights(found, base_model, label, note, run.renderer, paths.get("sampler"), paths.get("state"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ anew, with more of it; the room grows with the list, so that is seldom, and all 
 the entries do. At its end the log is written once more, without room.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -126,6 +128,12 @@ class TrainingLog:
         if room:
             with explain_os_errors(self._path):
                 self._file = self._path.open("r+b", buffering=0)
+
+
+def best_of(evals: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The evaluation with the lowest NLL, the first of equals; None where none has a number."""
+    known = [entry for entry in evals if entry["nll"] is not None and math.isfinite(entry["nll"])]
+    return min(known, key=lambda entry: entry["nll"], default=None)
 
 
 def _joined(entry: dict[str, Any], *, first: bool) -> bytes:

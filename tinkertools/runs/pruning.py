@@ -9,8 +9,8 @@ from tinkertools.runs.directory import RunDirectory
 _ASIDE = ".gone-"
 
 
-def keep_newest(run: RunDirectory, count: int) -> None:
-    """Remove all step checkpoints of a run but the newest `count`; none where it is 0.
+def keep_newest(run: RunDirectory, count: int, spare: int | None = None) -> None:
+    """Remove all step checkpoints of a run but the newest `count` and that of step `spare`; none where `count` is 0.
 
     Each gets out of sight in one step before its files go, so that what is half removed is no checkpoint.
 
@@ -20,7 +20,9 @@ def keep_newest(run: RunDirectory, count: int) -> None:
     if not count:
         return
     with explain_os_errors(run.path):
-        for _, folder in run.checkpoints()[:-count]:
+        for step, folder in run.checkpoints()[:-count]:
+            if step == spare:
+                continue
             folder.replace(folder.with_name(f".{folder.name}{_ASIDE}{os.getpid()}"))
             sync_directory(run.path)
         # Those too that a process left which was killed between the two.

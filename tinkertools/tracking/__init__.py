@@ -21,7 +21,6 @@ from tinkertools.tracking.worker import Worker, end_all
 __all__ = ["Tracking", "check_trackers", "tracking"]
 
 DEFAULT_PROJECT = "tinkertools"
-_IDS = "tracking.json"
 
 
 class Tracking:
@@ -98,7 +97,7 @@ class _Ids:
     """`tracking.json`: by tracker, what it needs to find its tracked run again."""
 
     def __init__(self, run: RunDirectory) -> None:
-        self._path = run.path / _IDS
+        self._path = run.tracking
         self._lock = threading.Lock()
         try:
             found = orjson.loads(self._path.read_bytes())
