@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
-from model_hub import Account, ModelHub
+from model_hub import ModelHub
 
 import tinkertools
 from tinkertools.config import TIMEOUT_SECONDS, ServerSettings
@@ -19,20 +18,8 @@ from tinkertools.reporting import Report
 from tinkertools.runs.directory import RunDirectory
 
 Tt = Callable[..., Any]
-TOKEN = "hf_PlantedTokenOfTheUser0123456789"  # not a real one
 SERVER = ServerSettings(base_url=None, has_key=False)
 ADAPTER = ["README.md", "adapter_config.json", "adapter_model.safetensors", "loss.svg"]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModelHub]:
-    """An empty Hub that this process's client goes to, as `me`."""
-    with ModelHub({TOKEN: Account("me")}) as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        yield hub
 
 
 @pytest.fixture
