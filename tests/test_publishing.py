@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_fixtures import TOKEN
 from model_hub import ModelHub
 
 import tinkertools

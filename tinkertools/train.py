@@ -22,6 +22,7 @@ from tinkertools.planning import Plan, limits_of_model, plan_resumed, plan_run, 
 from tinkertools.publishing import Voice, check_ready, options_of_run, publish
 from tinkertools.resuming import changes, option, refuse_changed, refuse_shorter, remembered, unchecked
 from tinkertools.settings import Given, from_options, json_schema, read_file, write_yaml
+from tinkertools.sweeping import Sweep, best_run, refuse_failed, results_table, run_sweep, runs_table, sweep_of
 from tinkertools.tracking import check_trackers, tracking
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ def command(
     plan: Plan | None = None
     try:
         with terminated_as_interrupted():
+            if (sweep := sweep_of(given, resume, ask_what_to_do)) is not None:
+                train_all(sweep, dry_run=dry_run, print_config=print_config)
+                return
             plan = plan_of(given, resume)
             if print_config:
                 show_config(plan)
@@ -99,6 +103,27 @@ def plan_of(given: Given, resume: str | None) -> Plan:
     if resume is not None:
         return plan_resumed(find_run(resume, given.config().output_dir), given)
     return plan_run(given, ask_what_to_do)
+
+
+def train_all(sweep: Sweep, *, dry_run: bool, print_config: bool) -> None:
+    """Train the runs of a sweep, or show what they would be."""
+    for note in sweep.notes:
+        console.warn(note)
+    if print_config:
+        show_config(sweep.plan)
+        return
+    if dry_run:
+        console.table(*runs_table(sweep))
+        console.say("the first of these runs:")
+        show_plan(sweep.plan)
+        return
+    outcomes = run_sweep(sweep, console.say, console.progress)
+    console.table(*results_table(sweep, outcomes))
+    console.say(f"plots           {sweep.directory.plots}")
+    if best := best_run(sweep, outcomes):
+        console.say(f"next            tt compare {best.path} --compare-base")
+    console.data(str(sweep.directory.path))
+    refuse_failed(sweep, outcomes)
 
 
 def ask_what_to_do(path: Path) -> Literal["overwrite", "resume"] | None:
@@ -451,9 +476,10 @@ def show_cost(config: TrainConfig, tokens: int) -> None:
     if price is None:
         console.say(f"cost: no price known for {config.base_model}; --price names one, in dollars per million tokens")
         return
+    source = f"{price.source}, {price.date}" if price.date else price.source
     console.say(
         f"cost: about ${cost(tokens, price):,.2f} for {tokens:,} tokens at ${price.per_million:g} per million "
-        f"({price.source}, {price.date}); storage and evaluation come on top"
+        f"({source}); storage and evaluation come on top"
     )
 
 
