@@ -82,6 +82,11 @@ class RunDirectory:
         """Whether training has ended."""
         return self.final_weights.is_dir()
 
+    @property
+    def begun_at(self) -> int:
+        """When the run was begun, as file systems count: in nanoseconds."""
+        return (self.path / _CONFIG).stat().st_mtime_ns
+
     def write_config(self, values: dict[str, Any]) -> None:
         """Create the run: from now on it is found."""
         write_json(self.path / _CONFIG, values)
