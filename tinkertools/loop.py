@@ -87,7 +87,7 @@ class Loop:
         pending: deque[Submitted] = deque()
         step = first_step - 1
         with self.progress("train", total_steps, "steps") as self._report:
-            if step == 0 and self.held_out is not None:
+            if step == 0 and self.held_out is not None and not self.log.evals:
                 self._take_evaluation(0, self.held_out.submit(self.client))
             self._finished_at = time.perf_counter()
             while step < total_steps and not self._no_better():
