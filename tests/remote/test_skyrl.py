@@ -5,6 +5,7 @@ SkyRL adapts the seven matrices of each layer, and never the output layer, whate
 
 import itertools
 import json
+import math
 import re
 import signal
 import subprocess
@@ -107,9 +108,11 @@ def prompts(workplace: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def options(skyrl: SkyRL, served: str, data: Path) -> list[object]:
+def options(skyrl: SkyRL, served: str, data: Path, workplace: Path) -> list[object]:
     """What all runs have in common: six steps, whose shapes the server compiles once."""
+    held_out = shortest(SAMPLE_HELD_OUT_DATA, 4, workplace / "held_out.jsonl")
     return [
+        "--eval-data", held_out, "--eval-every", 4,
         "--base-url", skyrl.url, "--base-model", served, "--data", data, "--max-length", 128, "--overlength", "drop",
         "--batch", 4, "--max-steps", STEPS, "--save-every", 2, "--learning-rate", "1e-2", "--rank", 8,
     ]  # fmt: skip
@@ -297,6 +300,63 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(whole: Trained, resumed: Tr
     assert resumed.losses == pytest.approx(whole.losses, abs=SAME_LOSS)
     ordered = sorted(whole.losses)
     assert min(b - a for a, b in itertools.pairwise(ordered)) > OTHER_DATA
+
+
+def test_held_out_data_are_evaluated_there(whole: Trained, resumed: Trained, skyrl: SkyRL) -> None:
+    evals = [trained.json("training_log.json")["evals"] for trained in (whole, resumed)]
+    assert [[entry["step"] for entry in found] for found in evals] == [[0, 4, STEPS]] * 2
+    for ours, theirs in zip(*evals, strict=True):
+        assert ours["nll"] == pytest.approx(theirs["nll"], abs=SAME_LOSS)
+    # On this machine, in float32: the server computes in bfloat16.
+    found = whole.json("config.json")["config"]
+    rows = [json.loads(line) for line in Path(found["eval_data"]).read_text().splitlines()]
+    nll, size = likelihood(whole.path / "final_lora_weights", found["base_model"], rows)
+    last = evals[0][-1]
+    assert last["nll"] == pytest.approx(nll, abs=ROUNDED_MEAN)
+    assert last["bits_per_byte"] == pytest.approx(last["nll"] * last["trained_tokens"] / math.log(2) / size)
+
+
+def likelihood(adapter: Path, base: str, rows: list[dict[str, Any]]) -> tuple[float, int]:
+    """The mean NLL of answers by plain transformers and peft, and the bytes of their texts."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    plain: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model: Any = PeftModel.from_pretrained(plain, adapter)
+    nll, count, size = 0.0, 0, 0
+    for row in rows:
+        ids: list[int] = []
+        trained: list[int] = []
+        for message in row["messages"]:
+            ids += tokenizer.encode(f"<|im_start|>{message['role']}\n")
+            text = tokenizer.encode(f"{message['content']}<|im_end|>")
+            if message["role"] == "assistant":
+                trained += range(len(ids), len(ids) + len(text))
+                size += len(message["content"].encode())
+            ids += [*text, *tokenizer.encode("\n")]
+        with torch.no_grad():
+            logprobs = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        nll -= sum(float(logprobs[i - 1, ids[i]]) for i in trained)
+        count += len(trained)
+    return nll / count, size
+
+
+def test_a_run_starts_from_weights_on_the_server_and_answers(
+    remote_tt: Run, options: list[object], whole: Trained, workplace: Path
+) -> None:
+    more = ["--load-checkpoint-path", whole.path, "--max-steps", 1, "--sample-every", 1, "--learning-rate", "1e-9"]
+    again = [option for i, option in enumerate(options) if "--rank" not in (option, options[i - 1])]
+    ran = remote_tt(NEWEST, "train", *again, *more, "--run-name", "second", "--no-download")
+    assert ran.code == 0, ran.err
+    assert "with rank 8 and a fresh optimizer" in ran.err
+    second = Trained(workplace / "checkpoints" / "second", ran)
+    first, last = (trained.json("training_log.json")["evals"] for trained in (second, whole))
+    assert first[0]["nll"] == pytest.approx(last[-1]["nll"], abs=SAME_LOSS)
+    samples = [json.loads(line) for line in (second.path / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in samples] == [1, 1, 1]
+    assert all(line["response"] for line in samples)
 
 
 def test_each_step_is_taken_once(skyrl: SkyRL, whole: Trained, resumed: Trained) -> None:
