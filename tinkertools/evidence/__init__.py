@@ -1,0 +1,1 @@
+"""Numbers that hold: intervals, scores of texts, checks of answers."""
