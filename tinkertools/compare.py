@@ -1,17 +1,20 @@
-"""`tt compare`: what fine-tuning changed, tuned against base and run against run, side by side."""
+"""`tt compare`: what fine-tuning changed, tuned against base and run against run, with numbers that hold."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tinkertools import console
 from tinkertools.config import AUTO_RENDERER, ENGINE, OUTPUT_DIR, TIMEOUT_SECONDS, AnswerDefaults, ServerSettings
-from tinkertools.engines import choose_for_weights
-from tinkertools.errors import Interrupted, NotYetError, UsageError
+from tinkertools.errors import Interrupted, UsageError
 from tinkertools.files import check_writable_file, write_json
 from tinkertools.options import (
     AdapterBase,
     BaseUrl,
+    CheckOption,
+    DataPrompts,
     EngineOption,
     MaxTokens,
     OutputDir,
@@ -25,7 +28,9 @@ from tinkertools.options import (
 )
 
 if TYPE_CHECKING:
-    from tinkertools.answers import Evaluation
+    from tinkertools.comparison import Found, Model
+    from tinkertools.judging import JudgeModel, JudgePrice
+    from tinkertools.results import Verdicts
     from tinkertools.runs.directory import Weights
 
 DEFAULTS = AnswerDefaults()
@@ -33,13 +38,33 @@ DEFAULTS = AnswerDefaults()
 
 def command(
     runs: Annotated[
-        list[str] | None, typer.Argument(help="Runs, checkpoints, PEFT folders or tinker:// paths.", metavar="[RUN]...")
+        list[str] | None,
+        typer.Argument(
+            help="Runs, checkpoints, PEFT folders, adapters on the Hub or tinker:// paths.", metavar="[RUN]..."
+        ),
     ] = None,
     lora_weights: Annotated[str | None, typer.Option(help="The same as a RUN. With neither: the newest run.")] = None,
-    compare_base: Annotated[bool, typer.Option(help="Ask the base model as well.")] = True,
+    compare_base: Annotated[bool, typer.Option(help="Ask the base models as well.")] = True,
     base_model: AdapterBase = None,
     test_prompts: TestPrompts = None,
     data: ScoredData = None,
+    data_prompts: DataPrompts = DEFAULTS.data_prompts,
+    check: CheckOption = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A model that judges answers in pairs: openai:NAME, anthropic:NAME, tinker:NAME or local:FOLDER.",
+        ),
+    ] = None,
+    judge_at_once: Annotated[int, typer.Option(help="Questions to the judge on their way at most.")] = (
+        DEFAULTS.judge_at_once
+    ),
+    judge_rate: Annotated[int | None, typer.Option(help="Questions to the judge a minute at most.")] = None,
+    judge_price: Annotated[
+        str | None, typer.Option(metavar="IN,OUT", help="Dollars for a million tokens that the judge reads and writes.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page that shows it all.")] = None,
     renderer: RendererOption = AUTO_RENDERER,
     max_tokens: MaxTokens = DEFAULTS.max_tokens,
     temperature: Temperature = DEFAULTS.temperature,
@@ -51,71 +76,110 @@ def command(
     output: ResultsFile = DEFAULTS.compare_output,
 ) -> None:
     """Compare a fine-tuned adapter with its base model, and runs with each other."""
-    from tinkertools.answers import Settings, base_of, evaluate, renderer_of
+    from tinkertools.answers import Settings
+    from tinkertools.comparison import Questions, ask_models, base_of, labelled
+    from tinkertools.evidence.checks import parse_check
+    from tinkertools.judging import parse_judge, parse_price
+    from tinkertools.kept import Kept
+    from tinkertools.results import build
     from tinkertools.runs.directory import find_weights
 
     settings = Settings(max_tokens, temperature, seed)
-    check_writable_file(output)
+    checked = parse_check(check) if check is not None else None
+    judging = parse_judge(judge, base_url) if judge is not None else None
+    price = parse_price(judge_price) if judge_price is not None else None
+    for written in filter(None, (output, report)):
+        check_writable_file(written)
     names: list[str | None] = [*(runs or []), *([lora_weights] if lora_weights else [])]
     adapters = [find_weights(name, output_dir) for name in names or [None]]
     if len(adapters) == 1 and not compare_base:
         raise UsageError(
             "one adapter and --no-compare-base leave nothing to compare", hint="name two runs, or use tt test"
         )
-    bases = sorted({base_of(base_model, weights) or "" for weights in adapters})
-    if len(bases) > 1:
-        raise NotYetError(
-            f"these adapters have different base models, which this version cannot compare: {bases}",
-            hint="compare each with its own base",
-        )
-    asked_with = renderer_of(renderer, adapters)
-    choice = choose_for_weights(engine, bases[0] or None, ServerSettings.from_environment(base_url), adapters)
-    models: dict[str, Weights | None] = {"base": None} if compare_base else {}
-    for weights in adapters:
-        models["lora" if len(adapters) == 1 else _unused(weights.label, models)] = weights
+    models = labelled(adapters, [base_of(base_model, weights) for weights in adapters], with_base=compare_base)
+    show_models(adapters, models)
+    questions = Questions(
+        test_prompts, data, data_prompts, settings, renderer, engine, ServerSettings.from_environment(base_url), timeout
+    )
+    kept = output.with_name(f".{output.name}.kept.jsonl")
     try:
-        for weights in adapters:
-            console.say(f"adapter: {weights.name}")
-            if weights.note:
-                console.warn(weights.note)
-        found = evaluate(
-            choice, models, test_prompts, data, settings, asked_with, console.progress, console.waiting, timeout
-        )
+        with Kept(kept) as file:
+            found = ask_models(models, questions, file, console.progress, console.waiting)
+        verdicts = judged(found, judging, kept, judge_at_once, judge_rate, price, timeout) if judging else {}
     except KeyboardInterrupt:
-        raise Interrupted("stopped; nothing was written", hint="run the same command again") from None
-    single = len(adapters) == 1
-    results: dict[str, Any] = {
-        "base_model": found.base_model,
-        "lora_weights": adapters[0].name if single else [weights.name for weights in adapters],
-        "settings": {**settings.to_json(), "compare_base": compare_base},
-        "scores": found.scores,
-        "results": [
-            {"prompt": prompt.messages, **_responses(found, i, single)} for i, prompt in enumerate(found.prompts)
-        ],
-    }
+        raise Interrupted(
+            "stopped; what was answered is kept", hint="run the same command again: only the rest is asked"
+        ) from None
+    asked = settings.to_json() | {"data": data, "check": check, "judge": judging.name if judging else None}
+    results = build(found, asked, checked, verdicts, with_base=compare_base)
     write_json(output, results)
-    titles = {label: adapters[0].label if label == "lora" else label for label in models}
-    questions = [prompt.question for prompt in found.prompts]
-    shown = {titles[k]: [answer.shown for answer in answers] for k, answers in found.answers.items()}
-    console.show_answers(questions, shown, output)
-    console.show_scores({titles[k]: scores for k, scores in found.scores.items()})
-    console.say(f"results: {output}")
+    show(found, results, output)
+    if report is not None:
+        from tinkertools.report import write_report
+
+        write_report(results, report)
+        console.say(f"report: {report}")
     found.refuse_gaps(output)
+    kept.unlink(missing_ok=True)
 
 
-def _unused(label: str, taken: dict[str, Any]) -> str:
-    """`label`, with a number where two adapters share it."""
-    number, found = 1, label
-    while found in taken:
-        number += 1
-        found = f"{label} ({number})"
-    return found
+def show_models(adapters: "Sequence[Weights]", models: "Sequence[Model]") -> None:
+    """Who is compared, and what of it the user should know."""
+    for weights in adapters:
+        console.say(f"adapter: {weights.name}")
+        if weights.note:
+            console.warn(weights.note)
+    bases = sorted({model.base_model for model in models})
+    if len(bases) > 1:
+        console.warn(f"these adapters have different base models: {', '.join(bases)}")
 
 
-def _responses(found: "Evaluation", number: int, single: bool) -> dict[str, Any]:
-    """A result's answers: by role for one adapter, by label for several."""
-    if single:
-        return found.responses(number, {"base": "base_response", "lora": "lora_response"})
-    responses = found.responses(number, {label: label for label in found.answers})
-    errors = responses.pop("errors", None)
-    return {"responses": responses} | ({"errors": errors} if errors else {})
+def judged(
+    found: "Found", judge: "JudgeModel", kept: Path, at_once: int, per_minute: int | None,
+    price: "JudgePrice | None", timeout: float,
+) -> "Verdicts":  # fmt: skip
+    """A judge's verdicts on each pair of models; None on prompts that one of them did not answer."""
+    from tinkertools.judging import Pair
+    from tinkertools.judging import judge as ask_judge
+    from tinkertools.results import pairs_of
+
+    verdicts: dict[tuple[str, str], Sequence[Any]] = {}
+    for ours, theirs in pairs_of(found.models):
+        both = list(zip(found.answers[ours.label], found.answers[theirs.label], strict=True))
+        asked = [i for i, (a, b) in enumerate(both) if a.text is not None and b.text is not None]
+        pairs = [
+            Pair(found.prompts[i].messages, found.prompts[i].reference, both[i][0].text or "", both[i][1].text or "")
+            for i in asked
+        ]
+        said = ask_judge(
+            pairs, judge, kept, at_once=at_once, per_minute=per_minute, price=price, progress=console.progress,
+            notify=console.say, timeout=timeout,
+        )  # fmt: skip
+        console.say(f"judge: {said.words(price)}")
+        by_prompt = dict(zip(asked, said.verdicts, strict=True))
+        verdicts[ours.label, theirs.label] = [by_prompt.get(i) for i in range(len(both))]
+    return verdicts
+
+
+def show(found: "Found", results: dict[str, Any], output: Path) -> None:
+    """Answers side by side, scores, and what differs."""
+    from tinkertools.report.summary import findings
+    from tinkertools.results import left_out
+
+    titles = {model.label: model.weights.label if model.label == "lora" and model.weights else model.label
+              for model in found.models}  # fmt: skip
+    answers = {titles[label]: [answer.shown for answer in given] for label, given in found.answers.items()}
+    console.show_answers([prompt.question for prompt in found.prompts], answers, output)
+    console.show_scores({titles[label]: scores for label, scores in results["scores"].items()})
+    short, odd = left_out(found)
+    if short:
+        console.warn(f"{short:,} conversations are too long for a model or have nothing to train: not counted")
+    if odd:
+        console.warn(f"{odd:,} conversations have a likelihood that is no number: they are not counted")
+    for comparison in results["comparisons"]:
+        console.say(f"{titles[comparison['of']]} against {titles[comparison['against']]}:")
+        for finding in findings(comparison):
+            console.say(f"  {finding.sentence}")
+        if comparison["unit"] == "bits_per_byte":
+            console.warn("their tokens are not the same: they are compared by bits per byte")
+    console.say(f"results: {output}")

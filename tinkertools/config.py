@@ -76,6 +76,8 @@ class AnswerDefaults:
     max_tokens: int = 150
     temperature: float = 0.7
     seed: int = 0
+    data_prompts: int = 0
+    judge_at_once: int = 8
     test_output: Path = Path("lora_test_results.json")
     compare_output: Path = Path("comparison_results.json")
 

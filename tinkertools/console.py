@@ -86,6 +86,14 @@ def ask(question: str, answers: Mapping[str, str]) -> str | None:
     return answers.get(sys.stdin.readline().strip().lower()[:1])
 
 
+def read_line(prompt: str) -> str | None:
+    """A line that the user types, without its end; None at the end. The prompt is shown on a terminal only."""
+    if sys.stdin.isatty():
+        print(prompt, end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    return line.rstrip("\n") if line else None
+
+
 def data(text: str) -> None:
     """A line of data, to stdout."""
     print(text, flush=True)

@@ -12,6 +12,7 @@ from tinkertools.files import explain_os_errors
 
 if TYPE_CHECKING:
     from tinkertools.chat.rendering import Renderer
+    from tinkertools.runs.directory import Weights
 
 # Of each tensor, this many bytes at its beginning and its end are read: to read a model of 16 GB takes a minute.
 _SAMPLE = 4096
@@ -34,14 +35,13 @@ def fingerprints(renderer: "Renderer", base_model: str, engine: Engine) -> dict[
     return found
 
 
-def of_start(named: str, output_dir: Path) -> str | None:
-    """The fingerprint of weights that a run starts from: their file's, or their path on a server."""
+def of_weights(weights: "Weights") -> str:
+    """The fingerprint of an adapter: of its file, or its path on a server."""
     from tinkertools.adapters.peft_files import ADAPTER_WEIGHTS
-    from tinkertools.runs.directory import find_weights
 
-    directory = find_weights(named, output_dir).directory
+    directory = weights.directory
     if directory is None:
-        return named
+        return weights.name
     with explain_os_errors(directory), (directory / ADAPTER_WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

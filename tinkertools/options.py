@@ -23,6 +23,13 @@ TestPrompts = Annotated[
 ScoredData = Annotated[
     str | None, typer.Option(help="Conversations whose answers are scored: masked NLL and perplexity.")
 ]
+DataPrompts = Annotated[
+    int, typer.Option(help="Ask the prompts of so many conversations of --data too; their answers are the references.")
+]
+CheckOption = Annotated[
+    str | None,
+    typer.Option(help="Whether an answer is right: /REGEX/, or Python of answer, reference, prompt, number(TEXT)."),
+]
 MaxTokens = Annotated[int, typer.Option(help="Most tokens an answer.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
 SamplingSeed = Annotated[int, typer.Option(help="Seed of the sampling.")]

@@ -1,17 +1,18 @@
 """`tt test`: what an adapter answers, and how likely it finds given answers."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tinkertools import console
 from tinkertools.config import AUTO_RENDERER, ENGINE, OUTPUT_DIR, TIMEOUT_SECONDS, AnswerDefaults, ServerSettings
-from tinkertools.engines import choose_for_weights
 from tinkertools.errors import Interrupted
 from tinkertools.files import check_writable_file, write_json
 from tinkertools.options import (
     AdapterBase,
     BaseUrl,
+    CheckOption,
+    DataPrompts,
     EngineOption,
     MaxTokens,
     OutputDir,
@@ -24,6 +25,10 @@ from tinkertools.options import (
     TimeoutOption,
 )
 
+if TYPE_CHECKING:
+    from tinkertools.comparison import Questions
+    from tinkertools.runs.directory import Weights
+
 DEFAULTS = AnswerDefaults()
 
 
@@ -31,12 +36,18 @@ def command(
     lora_weights: Annotated[
         str | None,
         typer.Option(
-            help="A run, its final_lora_weights, a checkpoint, a PEFT folder or a tinker:// path. Left out: newest run."
+            help="A run, its final_lora_weights, a checkpoint, a PEFT folder, an adapter on the Hub or a tinker:// "
+            "path. Left out: the newest run."
         ),
     ] = None,
     base_model: AdapterBase = None,
     test_prompts: TestPrompts = None,
     data: ScoredData = None,
+    data_prompts: DataPrompts = DEFAULTS.data_prompts,
+    check: CheckOption = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Chat with the adapter; /base and /compare ask the base model too.")
+    ] = False,
     renderer: RendererOption = AUTO_RENDERER,
     max_tokens: MaxTokens = DEFAULTS.max_tokens,
     temperature: Temperature = DEFAULTS.temperature,
@@ -48,39 +59,57 @@ def command(
     output: ResultsFile = DEFAULTS.test_output,
 ) -> None:
     """Show what a fine-tuned adapter answers."""
-    from tinkertools.answers import Settings, base_of, evaluate, renderer_of
+    from tinkertools.answers import Settings
+    from tinkertools.comparison import Questions, ask_models, base_of, labelled
+    from tinkertools.evidence.checks import parse_check
+    from tinkertools.kept import Kept
+    from tinkertools.results import build, left_out
     from tinkertools.runs.directory import find_weights
 
     settings = Settings(max_tokens, temperature, seed)
-    check_writable_file(output)
+    checked = parse_check(check) if check is not None else None
+    if not interactive:
+        check_writable_file(output)
     weights = find_weights(lora_weights, output_dir)
-    asked_with = renderer_of(renderer, [weights])
-    server = ServerSettings.from_environment(base_url)
-    choice = choose_for_weights(engine, base_of(base_model, weights), server, [weights])
+    base = base_of(base_model, weights)
+    console.say(f"adapter: {weights.name}")
+    if weights.note:
+        console.warn(weights.note)
+    questions = Questions(
+        test_prompts, data, data_prompts, settings, renderer, engine, ServerSettings.from_environment(base_url), timeout
+    )
+    if interactive:
+        chat_with(weights, base, questions)
+        return
+    kept = output.with_name(f".{output.name}.kept.jsonl")
     try:
-        console.say(f"adapter: {weights.name}")
-        if weights.note:
-            console.warn(weights.note)
-        found = evaluate(
-            choice, {"lora": weights}, test_prompts, data, settings, asked_with, console.progress, console.waiting,
-            timeout,
-        )  # fmt: skip
+        with Kept(kept) as file:
+            models = labelled([weights], [base], with_base=False)
+            found = ask_models(models, questions, file, console.progress, console.waiting)
     except KeyboardInterrupt:
-        raise Interrupted("stopped; nothing was written", hint="run the same command again") from None
-    results: dict[str, Any] = {
-        "base_model": found.base_model,
-        "lora_weights": weights.name,
-        "settings": settings.to_json(),
-        "scores": found.scores,
-        "results": [
-            {"prompt": prompt.messages, **found.responses(i, {"lora": "lora_response"})}
-            for i, prompt in enumerate(found.prompts)
-        ],
-    }
+        raise Interrupted(
+            "stopped; what was answered is kept", hint="run the same command again: only the rest is asked"
+        ) from None
+    results: dict[str, Any] = build(
+        found, settings.to_json() | {"data": data, "check": check}, checked, {}, with_base=False
+    )
     write_json(output, results)
-    questions = [prompt.question for prompt in found.prompts]
-    console.show_answers(questions, {weights.label: [answer.shown for answer in found.answers["lora"]]}, output)
-    console.show_scores({weights.label: found.scores["lora"]})
+    questions_asked = [prompt.question for prompt in found.prompts]
+    console.show_answers(questions_asked, {weights.label: [a.shown for a in found.answers["lora"]]}, output)
+    console.show_scores({weights.label: results["scores"]["lora"]})
+    if any(lost := left_out(found)):
+        console.warn(f"{sum(lost):,} conversations are too long for the model or cannot be scored: not counted")
     console.say(f"results: {output}")
     found.refuse_gaps(output)
+    kept.unlink(missing_ok=True)
     console.say(f"next: tt compare {weights.name} --compare-base")
+
+
+def chat_with(weights: "Weights", base: str, questions: "Questions") -> None:
+    """A chat in the terminal, until its end."""
+    from tinkertools.chatting import chat
+
+    try:
+        chat(weights, base, questions, console.read_line, console.data, console.say)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped", hint="tt test --interactive begins a new chat") from None

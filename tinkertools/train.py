@@ -367,7 +367,8 @@ def answering(
     """What has a few prompts answered and keeps the answers: of the held-out data, else the prompts that ship."""
     if not config.sample_every:
         return None
-    from tinkertools.answers import Settings, ask, default_prompts, load_prompts, prompts_of
+    from tinkertools.answers import Settings, ask
+    from tinkertools.prompts import default_prompts, load_prompts, prompts_of
     from tinkertools.runs.samples import Samples
 
     if data.held_out is not None:
@@ -536,13 +537,14 @@ def run_metadata(
     from importlib.metadata import version
 
     from tinkertools.chat.cache import fingerprint
-    from tinkertools.fingerprints import fingerprints, of_start
+    from tinkertools.fingerprints import fingerprints, of_weights
+    from tinkertools.runs.directory import find_weights
 
     config = plan.config
     packages = ("tinker", "torch", "transformers", "peft", "tokenizers", "tml-renderers")
     found = fingerprints(renderer, config.base_model, config.engine)
     if first and config.load_checkpoint_path is not None:
-        found["start"] = of_start(config.load_checkpoint_path, config.output_dir)
+        found["start"] = of_weights(find_weights(config.load_checkpoint_path, config.output_dir))
     return {
         "version": CONFIG_VERSION,
         "tinkertools": __version__,

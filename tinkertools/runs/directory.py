@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import orjson
 
+from tinkertools.adapters.fetching import fetch_adapter
 from tinkertools.adapters.peft_files import base_model_of, is_adapter
 from tinkertools.errors import RunError
 from tinkertools.files import explain_os_errors, publish_directory, write_json
@@ -310,10 +311,11 @@ def find_run(name: str, output_dir: Path) -> RunDirectory:
 def find_weights(path: str | None, output_dir: Path) -> Weights:
     """The adapter that `path` means: a run, its final weights, a checkpoint, any PEFT folder; None is the newest run.
 
-    A `tinker://` path is taken as it is; whether it is there, the server will say.
+    A `tinker://` path is taken as it is; whether it is there, the server will say. A name on the Hub is fetched.
 
     Raises:
         RunError: there is no adapter.
+        ModelError: the Hub does not give it.
     """
     if path is None:
         return _weights_of_run(newest_run(output_dir))
@@ -327,9 +329,12 @@ def find_weights(path: str | None, output_dir: Path) -> Weights:
         return _weights_in(folder, run, label)
     if (folder / _CONFIG).is_file() and (folder / _LOG).is_file():
         return _weights_of_run(RunDirectory(folder))
+    if not folder.exists() and (fetched := fetch_adapter(path)) is not None:
+        return _weights_in(fetched, RunDirectory(fetched), path)
     raise RunError(
         f"no adapter at {path}",
-        hint="name a run directory, its final_lora_weights, a checkpoint_step_N, or another folder in PEFT's layout",
+        hint="name a run directory, its final_lora_weights, a checkpoint_step_N, another folder in PEFT's layout, or "
+        "an adapter on the Hub: USER/NAME",
     )
 
 
