@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import typer
 
-from tinkertools.cli import COMMANDS, build
+from tinkertools.cli import COMMANDS, build, command_of
 from tinkertools.config import TrainConfig, setting
 from tinkertools.settings import default_shown, option_of, type_shown
 
@@ -29,7 +29,8 @@ def reference() -> str:
     """A table for each command; for `tt train` one for each section of its YAML file as well."""
     made: Any = typer.main.get_command(build())
     parts = []
-    for name, function in COMMANDS:
+    for name, module, _ in COMMANDS:
+        function = command_of(module)
         own = [param for param in made.commands[name].params if param.name not in _settings_of(name)]
         parts.append(f"### Options of tt {name}")
         parts.append(_table([("option", "value", "default", "")] + [_row(param, function) for param in own]))

@@ -18,7 +18,6 @@ from tinkertools.config import OUTPUT_DIR, ServerSettings, TrainConfig, setting,
 from tinkertools.engines import Choice
 from tinkertools.errors import Interrupted, RunError, UsageError
 from tinkertools.files import explain_os_errors, write_bytes
-from tinkertools.loop import StoppedAtOnce
 from tinkertools.planning import Ask, Plan, as_started, plan_run
 from tinkertools.processes import Job, Jobs
 from tinkertools.reporting import Notify, ProgressMaker, Report
@@ -27,6 +26,7 @@ from tinkertools.runs.directory import RunDirectory, find_weights, new_run
 from tinkertools.runs.log import TrainingLog, best_of
 from tinkertools.runs.sweeps import SweepDirectory, find_sweep
 from tinkertools.settings import Given, option_of, write_yaml
+from tinkertools.stopping import StoppedAtOnce
 from tinkertools.tracking import check_trackers
 
 # What is held out where nothing says what to evaluate on: without it no run would be better than another.
