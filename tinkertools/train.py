@@ -300,7 +300,7 @@ def train(plan: Plan) -> None:
 def begin(
     plan: Plan, config: TrainConfig, service: "Service", saved: "State | None", data: Data
 ) -> "tuple[TrainingClient, TrainConfig]":
-    """The client to train with and the configuration in effect; a new run is there from now on, and none it replaces."""
+    """The client to train with and the configuration in effect; from now on the new run is there, not one before it."""
     with ExitStack() as old:
         if plan.replaces:
             old.enter_context(plan.run.making_way())
