@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tinkertools import __version__, console
-from tinkertools.config import CONFIG_VERSION, AnswerDefaults, PrepareDefaults, ServerSettings, TrainConfig
+from tinkertools.config import CONFIG_VERSION, OUTPUT_DIR, AnswerDefaults, PrepareDefaults, ServerSettings, TrainConfig
 from tinkertools.engines import open_service
 from tinkertools.errors import DataError, EngineError, FileError, Interrupted, TinkertoolsError, UsageError
 from tinkertools.files import AGAIN
@@ -101,7 +101,7 @@ def plan_of(given: Given, resume: str | None) -> Plan:
     from tinkertools.runs.directory import find_run
 
     if resume is not None:
-        return plan_resumed(find_run(resume, given.config().output_dir), given)
+        return plan_resumed(find_run(resume, given.values.get("output_dir") or OUTPUT_DIR), given)
     return plan_run(given, ask_what_to_do)
 
 
@@ -259,6 +259,7 @@ def train(plan: Plan) -> None:
         first_step = saved.next_step if saved else 1
         if plan.started is not None:
             refuse_shorter(plan.given.values, total_steps, steps_in_all(plan.started, batches), first_step - 1)
+        warn_of_warmup(config, total_steps)
         needs = needs_of(config, total_steps)
         make_room(run, config, needs)
         client, config = begin(plan, config, service, saved, data)
@@ -417,6 +418,15 @@ def make_room(run: "RunDirectory", config: TrainConfig, needs: "Needs | None") -
         keep_newest(run, config.keep_last, best["step"] if best else None)
     if needs is not None:
         check_space(run, config, needs, console.warn)
+
+
+def warn_of_warmup(config: TrainConfig, total_steps: int) -> None:
+    """Say where a run ends before the learning rate has reached its peak."""
+    if config.warmup_steps >= total_steps:
+        reached = f"{total_steps / config.warmup_steps:.0%} of its peak"
+        console.warn(
+            f"--warmup-steps {config.warmup_steps} in a run of {total_steps}: the learning rate reaches {reached}"
+        )
 
 
 def steps_in_all(config: TrainConfig, batches: "Batches") -> int:
