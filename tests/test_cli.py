@@ -1,5 +1,6 @@
 """The command line as a whole: what help costs, exit codes, and errors in plain words."""
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,12 +14,19 @@ import tinkertools
 from tinkertools import cli
 from tinkertools.errors import DataError
 
-COMMANDS = [name for name, _ in cli.COMMANDS]
+COMMANDS = [name for name, *_ in cli.COMMANDS]
 HEAVY = ("torch", "transformers", "datasets", "tinker", "peft", "pyarrow", "numpy", "matplotlib")
 
 
 def test_the_six_commands() -> None:
     assert COMMANDS == ["prepare", "train", "test", "compare", "upload", "inspect-api"]
+
+
+@pytest.mark.parametrize(("module", "summary"), [(module, summary) for _, module, summary in cli.COMMANDS])
+def test_the_list_of_commands_says_what_each_says_first(module: str, summary: str) -> None:
+    said = inspect.getdoc(cli.command_of(module))
+    assert said
+    assert " ".join(said.split()).startswith(summary)
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])

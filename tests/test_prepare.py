@@ -832,5 +832,5 @@ def test_what_the_hub_does_not_give(
     assert (found.returncode, found.stdout) == (1, "")
     assert f"error: '{options[1]}' is no file here, and the Hub did not give it: {message}" in found.stderr
     assert "Traceback" not in found.stderr
-    assert "  → check the name, --split and --config-name;" in found.stderr
+    assert "  → check the name (and --split and --config-name of tt prepare);" in found.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*out*")} == {"out.jsonl": OLD}

@@ -23,9 +23,10 @@ from tinkertools.chat.batching import Batches
 from tinkertools.chat.datums import Fitted
 from tinkertools.chat.examples import Example
 from tinkertools.config import TrainConfig
-from tinkertools.loop import Ended, Loop, StopRequest
+from tinkertools.loop import Ended, Loop
 from tinkertools.runs.directory import RunDirectory
 from tinkertools.runs.log import TrainingLog
+from tinkertools.stopping import StopRequest
 
 Tt = Callable[..., Any]
 SECRET = "tml-planted-secret-0123456789"

@@ -1,6 +1,8 @@
 """The command line as one list, and the one place that turns an error into a message and an exit code."""
 
 import functools
+import importlib
+import inspect
 import sys
 import warnings
 from collections.abc import Callable
@@ -9,18 +11,25 @@ from typing import Any
 
 import typer
 
-from tinkertools import __version__, compare, console, inspect_api, prepare, test, train, upload
+from tinkertools import __version__, console
 from tinkertools.errors import Interrupted, TinkertoolsError
 from tinkertools.files import file_error
 
-COMMANDS: list[tuple[str, Callable[..., None]]] = [
-    ("prepare", prepare.command),
-    ("train", train.command),
-    ("test", test.command),
-    ("compare", compare.command),
-    ("upload", upload.command),
-    ("inspect-api", inspect_api.command),
+# Each command, its module, and the first sentence of its docstring: to list them none needs to be imported.
+COMMANDS = [
+    ("prepare", "prepare", 'Turn any dataset, or documents, into chat JSONL: one {"messages": […]} a line.'),
+    ("train", "train", "Train a LoRA adapter on conversations."),
+    ("test", "test", "Show what a fine-tuned adapter answers."),
+    ("compare", "compare", "Compare a fine-tuned adapter with its base model, and runs with each other."),
+    ("upload", "upload", "Publish an adapter, or the merged model, on the Hugging Face Hub."),
+    ("inspect-api", "inspect_api", "Show what the Tinker SDK and the server can do, and what is wrong."),
 ]
+
+
+def command_of(module: str) -> Callable[..., None]:
+    """A command's function."""
+    found: Callable[..., None] = importlib.import_module(f"tinkertools.{module}").command
+    return found
 
 
 def _explained(command: Callable[..., None], debug: bool) -> Callable[..., None]:
@@ -53,7 +62,7 @@ def _explain(error: BaseException) -> TinkertoolsError | None:
     if isinstance(error, OSError) and error.errno is not None:
         return file_error(error)
     if isinstance(error, MemoryError):
-        return TinkertoolsError("out of memory", hint="a smaller --batch or --max-length needs less")
+        return TinkertoolsError("out of memory", hint="a smaller --max-length, --rank or base model needs less")
     if isinstance(error, Exception) and not isinstance(error, (typer.Exit, typer.Abort, typer.BadParameter)):
         return TinkertoolsError(
             f"unexpected {type(error).__name__}: {error}",
@@ -62,8 +71,8 @@ def _explain(error: BaseException) -> TinkertoolsError | None:
     return None
 
 
-def build(*, debug: bool = False) -> typer.Typer:
-    """The application."""
+def build(*, debug: bool = False, only: str | None = None) -> typer.Typer:
+    """The application: all of it, or as much as it takes to list the commands and to run `only`."""
     app = typer.Typer(
         no_args_is_help=True,
         add_completion=False,
@@ -80,8 +89,12 @@ def build(*, debug: bool = False) -> typer.Typer:
         prepare → train → test → compare → upload; `tt train` alone runs on the starter model that ships.
         """
 
-    for name, command in COMMANDS:
-        app.command(name)(_explained(command, debug))
+    for name, module, summary in COMMANDS:
+        if only is None or only == name:
+            command = command_of(module)
+            app.command(name, help=inspect.getdoc(command), short_help=summary)(_explained(command, debug))
+        else:
+            app.command(name, help=summary)(lambda: None)
     return app
 
 
@@ -106,4 +119,5 @@ def main() -> None:
         # Libraries telling each other what they will rename is nothing a user can act on.
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-    build(debug=debug)(args=[a for a in arguments if a != "--debug"], prog_name="tt")
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    build(debug=debug, only=next(iter(arguments), ""))(args=arguments, prog_name="tt")

@@ -1,14 +1,13 @@
 """The one home of every default and the configuration of a run."""
 
 import datetime
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tinkertools.errors import RunError, UsageError
 
@@ -109,10 +108,25 @@ class Setting:
     expects: str = ""
 
 
-_Positive = Field(ge=1)
-_Count = Field(ge=0)
+# Larger whole numbers than this are no numbers to torch, or to a server.
+MOST = 2**63 - 1
+
+_Positive = Field(ge=1, le=MOST)
+_Count = Field(ge=0, le=MOST)
 # Paths and tuples are written as text and as lists.
 _Lenient = Field(strict=False)
+
+
+def _at_home(value: object) -> object:
+    """A shell writes ~ out; in a file nobody else does."""
+    if not isinstance(value, str | Path) or not str(value).startswith("~/"):
+        return value
+    return type(value)(Path.home() / str(value)[2:].lstrip("/"))
+
+
+def _or_nothing(value: object) -> object:
+    """An empty text is nothing."""
+    return None if value == "" else _at_home(value)
 
 
 def _in_any_case(value: object) -> object:
@@ -123,14 +137,17 @@ def _in_any_case(value: object) -> object:
     return "ALL_TOKENS" if name == "ALL_TEXT" else name
 
 
-def _above_zero(value: float | str) -> float | str:
-    if value != "auto" and not (isinstance(value, float) and 0 < value < math.inf):
-        raise ValueError("must be above 0")
-    return value
-
-
 def _with_commas(value: object) -> object:
-    return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+    return tuple(filter(None, (name.strip() for name in value.split(",")))) if isinstance(value, str) else value
+
+
+# The same in the JSON Schema of the file, where nothing else says that case and commas are free.
+_ANY_CASE = "|".join(
+    "".join("[_-]" if c == "_" else f"[{c}{c.lower()}]" for c in name) for name in (*get_args(TrainOnWhat), "ALL_TEXT")
+)
+_ONE_NAME = "|".join(get_args(TrackerName))
+_InAnyCase = TrainOnWhat | Annotated[str, Field(pattern=f"^({_ANY_CASE})$")]
+_Listed = Annotated[str, Field(pattern=f"^[, ]*(({_ONE_NAME})( *,[, ]*|$))*$")] | list[TrackerName]
 
 
 class TrainConfig(BaseModel):
@@ -151,6 +168,7 @@ class TrainConfig(BaseModel):
 
     base_model: Annotated[
         str,
+        BeforeValidator(_at_home),
         Setting(
             "model.name", "A folder in Hugging Face's layout, or a name. Left out: the starter model, on this machine."
         ),
@@ -170,6 +188,7 @@ class TrainConfig(BaseModel):
 
     data: Annotated[
         str,
+        BeforeValidator(_at_home),
         Setting(
             "dataset.name",
             f"Conversations: a file, a folder, a Hub name, no_robots or tulu3. Left out: {TRAINING_DATA}, else on the "
@@ -182,6 +201,7 @@ class TrainConfig(BaseModel):
     ] = 0
     eval_data: Annotated[
         str,
+        BeforeValidator(_at_home),
         Setting("dataset.eval_data", "Held-out conversations to evaluate on, as --data.", on_resume="moved"),
     ] = ""
     val_fraction: Annotated[
@@ -204,7 +224,7 @@ class TrainConfig(BaseModel):
     )
     train_on_what: Annotated[
         TrainOnWhat,
-        BeforeValidator(_in_any_case),
+        BeforeValidator(_in_any_case, json_schema_input_type=_InAnyCase),
         Setting(
             "dataset.train_on_what",
             "ALL_ASSISTANT_MESSAGES, LAST_ASSISTANT_MESSAGE, LAST_ASSISTANT_TURN, ALL_MESSAGES, ALL_TEXT, "
@@ -216,13 +236,15 @@ class TrainConfig(BaseModel):
     cache: Annotated[
         bool,
         Setting(
-            "dataset.cache", "Tokenise anew, and keep nothing for the next run.", on_resume="once", flag="--no-cache"
+            "dataset.cache",
+            "Tokens are taken from the cache and kept there; --no-cache tokenises anew.",
+            on_resume="once",
+            flag="--no-cache",
         ),
     ] = True
 
     learning_rate: Annotated[
-        float | Literal["auto"],
-        AfterValidator(_above_zero),
+        Annotated[float, Field(gt=0)] | Literal["auto"],
         Setting(
             "training.learning_rate",
             "The peak: a number, or auto for the published formula of the model's family.",
@@ -244,7 +266,16 @@ class TrainConfig(BaseModel):
         _Count,
         Setting("training.max_steps", "Steps in all; 0 means --epochs whole epochs.", on_resume="longer", sweep=True),
     ] = 0
-    seed: Annotated[int, Setting("training.seed", "Seed of the adapter and of the order of the data.", sweep=True)] = 0
+    seed: Annotated[
+        int,
+        Field(ge=-MOST, le=MOST),
+        Setting(
+            "training.seed",
+            "Seed of the adapter and of the order of the data.",
+            sweep=True,
+            expects="a whole number",
+        ),
+    ] = 0
     early_stop: Annotated[
         int,
         _Count,
@@ -274,7 +305,7 @@ class TrainConfig(BaseModel):
             "checkpointing.eval_every",
             "Steps between evaluations; there is one at the start and one at the end, and with 0 no other.",
         ),
-    ] = 20
+    ] = 50
     sample_every: Annotated[
         int,
         _Count,
@@ -297,7 +328,7 @@ class TrainConfig(BaseModel):
         bool,
         Setting(
             "checkpointing.download",
-            "Leave adapters on the server instead of fetching them too.",
+            "Adapters are fetched from the server too; --no-download leaves them there.",
             on_resume="free",
             flag="--no-download",
         ),
@@ -308,7 +339,9 @@ class TrainConfig(BaseModel):
         Setting("post_training.enabled", "Upload the result to the Hub.", on_resume="free", flag="--upload"),
     ] = False
     hf_repo_id: Annotated[
-        str | None, Setting("post_training.hf_repo_id", "The repository: USER/NAME.", on_resume="free")
+        str | None,
+        BeforeValidator(_or_nothing),
+        Setting("post_training.hf_repo_id", "The repository: USER/NAME.", on_resume="free"),
     ] = None
     hf_private: Annotated[
         bool,
@@ -326,24 +359,28 @@ class TrainConfig(BaseModel):
     download_dir: Annotated[
         Path | None,
         _Lenient,
+        BeforeValidator(_or_nothing),
         Setting("post_training.download_dir", "Where the repository is built.", on_resume="free"),
     ] = None
 
     log_path: Annotated[
         Path | None,
         _Lenient,
+        BeforeValidator(_or_nothing),
         Setting("logging.log_path", "The run's directory. Left out: made up, under --output-dir.", on_resume="once"),
     ] = None
-    output_dir: Annotated[Path, _Lenient, Setting("logging.output_dir", "Where runs are.", on_resume="once")] = (
-        OUTPUT_DIR
-    )
+    output_dir: Annotated[
+        Path, _Lenient, BeforeValidator(_at_home), Setting("logging.output_dir", "Where runs are.", on_resume="once")
+    ] = OUTPUT_DIR
     run_name: Annotated[
-        str | None, Setting("logging.run_name", "Name of the run's directory under --output-dir.", on_resume="once")
+        str | None,
+        BeforeValidator(_or_nothing),
+        Setting("logging.run_name", "Name of the run's directory under --output-dir.", on_resume="once"),
     ] = None
     track: Annotated[
         tuple[TrackerName, ...],
         _Lenient,
-        BeforeValidator(_with_commas),
+        BeforeValidator(_with_commas, json_schema_input_type=_Listed),
         Setting(
             "logging.track",
             "Send the log to wandb, trackio, tensorboard or mlflow; several with commas.",
@@ -352,20 +389,26 @@ class TrainConfig(BaseModel):
     ] = ()
     wandb_project: Annotated[
         str | None,
+        BeforeValidator(_or_nothing),
         Setting("logging.wandb_project", "Project at the tracker, whichever; alone it means wandb.", on_resume="free"),
     ] = None
     wandb_name: Annotated[
-        str | None, Setting("logging.wandb_name", "Name of the run at the tracker.", on_resume="free")
+        str | None,
+        BeforeValidator(_or_nothing),
+        Setting("logging.wandb_name", "Name of the run at the tracker.", on_resume="free"),
     ] = None
 
     engine: Annotated[Engine, Setting("infrastructure.engine", "Where to compute; local is torch in this process.")] = (
         ENGINE
     )
     base_url: Annotated[
-        str | None, Setting("infrastructure.base_url", "The address of a Tinker server.", on_resume="free")
+        str | None,
+        BeforeValidator(_or_nothing),
+        Setting("infrastructure.base_url", "The address of a Tinker server.", on_resume="free"),
     ] = None
     load_checkpoint_path: Annotated[
         str | None,
+        BeforeValidator(_or_nothing),
         Setting(
             "infrastructure.load_checkpoint_path",
             "Start from these weights: a run, a checkpoint, its state, or a tinker:// path of one. The optimizer "
@@ -408,8 +451,8 @@ class TrainConfig(BaseModel):
     def _fit_together(self) -> Self:
         if not (self.train_attn or self.train_mlp or self.train_unembed):
             raise SettingError(
-                "train_unembed", "nothing is left to train",
-                hint="leave one of attention, MLP and unembedding switched on",
+                "train_unembed", "nothing is left to train: --train-attn, --train-mlp and --train-unembed are false",
+                hint="leave one of them true",
             )  # fmt: skip
         if self.eval_data and self.val_fraction:
             raise SettingError(

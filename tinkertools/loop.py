@@ -1,12 +1,9 @@
-"""The training loop, on any engine: steps in flight, what is logged and saved, and how it stops."""
+"""The training loop, on any engine: steps in flight, what is logged, evaluated and saved."""
 
 import shutil
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +22,7 @@ if TYPE_CHECKING:
     from tinkertools.evaluation import HeldOut, Pending
     from tinkertools.runs.directory import RunDirectory
     from tinkertools.runs.log import TrainingLog
+    from tinkertools.stopping import StopRequest
     from tinkertools.tracking import Tracking
 
 # Steps that are submitted before the first of them is waited for.
@@ -264,63 +262,3 @@ def _is_due(step: int, every: int) -> bool:
 def checkpoint_name(step: int) -> str:
     """The name a checkpoint has on the engine."""
     return f"step_{step:04d}"
-
-
-class StoppedAtOnce(KeyboardInterrupt):
-    """A signal that did not let the step in flight finish."""
-
-    def __init__(self, by: signal.Signals) -> None:
-        super().__init__()
-        self.by = by
-
-
-class StopRequest:
-    """Whether Ctrl-C was pressed, or SIGTERM came, and which. After the first the steps in flight finish; a second
-    leaves at once."""
-
-    def __init__(self, notify: Notify) -> None:
-        self.by: signal.Signals | None = None
-        self._notify = notify
-
-    @property
-    def requested(self) -> bool:
-        """Whether to stop."""
-        return self.by is not None
-
-    def __call__(self, number: int, *_: object) -> None:
-        """Take the signal."""
-        if self.requested:
-            raise StoppedAtOnce(signal.Signals(number))
-        self.by = signal.Signals(number)
-        # A signal can come while a line is being written, which cannot be interrupted by another.
-        with suppress(RuntimeError):
-            self._notify("\nstopping: finishing the steps in flight and saving the state (Ctrl-C again leaves at once)")
-
-
-@contextmanager
-def stop_on_interrupt(notify: Notify) -> Iterator[StopRequest]:
-    """Ctrl-C and SIGTERM ask for a stop instead of breaking off, while the block runs."""
-    request = StopRequest(notify)
-    with _handled(request, signal.SIGINT, signal.SIGTERM):
-        yield request
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM breaks off as Ctrl-C does, while the block runs: what is half-done is cleared away."""
-
-    def stop(number: int, *_: object) -> None:
-        raise StoppedAtOnce(signal.Signals(number))
-
-    with _handled(stop, signal.SIGTERM):
-        yield
-
-
-@contextmanager
-def _handled(handler: Callable[..., None], *signals: signal.Signals) -> Iterator[None]:
-    """Signals are given to `handler`; only the main thread may ask for them."""
-    with ExitStack() as stack:
-        if threading.current_thread() is threading.main_thread():
-            for one in signals:
-                stack.callback(signal.signal, one, signal.signal(one, handler))
-        yield

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinkertools.config import CONFIG_VERSION, TrainConfig, setting
+from tinkertools.config import CONFIG_VERSION, SettingError, TrainConfig, setting
 from tinkertools.errors import RunError, UsageError
+from tinkertools.settings import at_its_place
 
 # They may make a run longer.
 _LENGTH = ("max_steps", "epochs")
@@ -81,7 +82,10 @@ def with_options(started: TrainConfig, given: Mapping[str, Any], places: Mapping
     # Where --max-steps counts, --epochs does not: who changes only one of them means that one.
     if "epochs" in changed and "max_steps" not in given:
         changed["max_steps"] = 0
-    return started.changed(**changed)
+    try:
+        return started.changed(**changed)
+    except SettingError as error:
+        raise at_its_place(error, places) from error
 
 
 def _shown(name: str, value: Any, places: Mapping[str, str]) -> str:

@@ -33,11 +33,12 @@ def no_formula(what: str) -> tuple[float, str]:
 def learning_rate_at(step: int, total_steps: int, peak: float, schedule: Schedule, warmup_steps: int) -> float:
     """The learning rate of optimizer step `step`, 1 to `total_steps`.
 
-    Warm-up rises linearly and reaches `peak` at step `warmup_steps`. After it, with p the share of the remaining steps
-    already taken (0 at the first): linear is peak · (1 − p), cosine is peak · (1 + cos πp) / 2.
+    Warm-up rises linearly and reaches `peak` at step `warmup_steps`; a run that is no longer than that only rises.
+    After it, with p the share of the remaining steps already taken (0 at the first): linear is peak · (1 − p), cosine
+    is peak · (1 + cos πp) / 2.
     """
     if step <= warmup_steps:
-        return peak * step / warmup_steps
+        return peak * (step / warmup_steps)  # exactly the peak at its end
     share = (step - 1 - warmup_steps) / max(1, total_steps - warmup_steps)
     if schedule == "linear":
         return peak * (1 - share)

@@ -2,23 +2,37 @@
 
 import difflib
 import io
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from tinkertools.config import SettingError, TrainConfig, setting
-from tinkertools.errors import SECRET_NAME, UsageError
+from tinkertools.config import MOST, SettingError, TrainConfig, setting
+from tinkertools.errors import UsageError
 from tinkertools.files import explain_os_errors
 
 # Choices that are longer than this are told in the help text.
 _WIDEST = 50
 # The section of lists that make a grid of runs.
 SWEEP = "sweep"
+# A file has sections of keys of lists; what nests deeper is none of ours, and may not be read at any cost.
+_DEEPEST = 20
+# Longer values are not repeated whole in an error.
+_LONGEST = 80
+# What a file may hold that no setting is.
+_STRANGE = object()
+# Characters that have no place in a name or a path: files and the system refuse them.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+_SECRET_KEY = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.IGNORECASE)
+# How YAML calls its kinds of values, and those that are no text.
+_YAML = "tag:yaml.org,2002:"
+_BARE = ("null", "bool", "int", "float")
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,7 @@ class Given:
     """Settings that were given.
 
     Attributes:
-        values: by field of `TrainConfig`; never None, which is the same as nothing given.
+        values: by field of `TrainConfig`. None, where an option is given as "", takes away what a file gives.
         places: how an error names each: `--rank`, or `run.yaml:3: model.lora_rank`.
         grid: lists of values by field, of which each combination is a run.
     """
@@ -49,9 +63,7 @@ class Given:
         try:
             return TrainConfig(**(self.values | more))
         except SettingError as error:
-            place = self.places.get(error.field, "")
-            where = f"{place}: " if place and not place.startswith("--") else ""
-            raise UsageError(f"{where}{error.message}", hint=error.hint) from error
+            raise at_its_place(error, self.places) from error
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """Each point of the grid, the last field changing fastest."""
@@ -59,6 +71,13 @@ class Given:
         for name, values in self.grid.items():
             points = [point | {name: value} for point in points for value in values]
         yield from points
+
+
+def at_its_place(error: SettingError, places: Mapping[str, str]) -> UsageError:
+    """A contradiction, with the line of the setting where a file gives it."""
+    place = places.get(error.field, "")
+    where = f"{place}: " if place and not place.startswith("--") else ""
+    return UsageError(f"{where}{error.message}", hint=error.hint)
 
 
 def option_of(name: str) -> str:
@@ -81,9 +100,9 @@ def from_options(options: Mapping[str, Any]) -> Given:
             given.values[name] = value is not place.startswith("--no-")
         elif setting(name).sweep and "," in value:
             texts = [text for text in value.split(",") if text]
-            _add_list(given, name, [_checked(name, text, place, text=True) for text in texts], place)
+            _add_list(given, name, [_from_text(name, text, place) for text in texts], place)
         else:
-            given.values[name] = _checked(name, value, place, text=True)
+            given.values[name] = _from_text(name, value, place)
         given.places[name] = place
     return given
 
@@ -96,31 +115,31 @@ def read_file(path: Path) -> Given:
         FileError: it is not readable.
     """
     given = Given()
-    document = _parse(path)
-    for section, values, line in _items(document, path, "the file"):
+    for section, values, at in _items(_document(path), path):
         if section not in _sections():
-            raise _unknown(f"{path}:{line}: there is no section '{section}'", section, None)
-        if values is None:
+            raise _unknown(f"{at}: there is no section '{section}'", section, None)
+        if _is_null(values):
             continue
-        if not isinstance(values, dict):
+        if values.id != "mapping":
             raise UsageError(
-                f"{path}:{line}: {section} is {_shown(values)}, but must hold settings",
+                f"{at}: {section} is {_read(values)[1]}, but must hold settings",
                 hint=f"{section}:\n      {next(iter(_sections()[section]))}: …",
             )
-        for key, value, at in _items(values, path, section):
+        for key, value, line in _items(values, path):
             name = _sections()[section].get(key)
-            place = f"{path}:{at}: {section}.{key}"
+            place = f"{line}: {section}.{key}"
             if name is None:
-                raise _unknown(f"{path}:{at}: there is no {section}.{key}", key, section)
-            if value is None:
+                raise _unknown(f"{line}: there is no {section}.{key}", key, section)
+            if _is_null(value):
                 continue
-            given.places[name] = place
             if section == SWEEP:
-                if not isinstance(value, list):
-                    raise UsageError(f"{place} is {_shown(value)}, but must be a list", hint=f"{key}: [{value}, …]")
-                _add_list(given, name, [_checked(name, item, place) for item in value], place)
-            else:
-                given.values[name] = _checked(name, value, place)
+                _add_list(
+                    given, name, [_from_file(name, item, key, place) for item in _listed(value, key, place)], place
+                )
+                given.places.setdefault(name, place)
+            elif (found := _from_file(name, value, key, place)) is not None:
+                given.values[name] = found
+                given.places[name] = place
     return given
 
 
@@ -136,17 +155,24 @@ def write_yaml(config: TrainConfig, grid: Mapping[str, Sequence[Any]], *, explai
             continue
         document[section] = written = CommentedMap()
         for key, name in keys.items():
-            written[key] = values[name]
+            written[key] = _quoted(values[name])
             if explained:
                 written.yaml_set_comment_before_after_key(key, before=setting(name).help, indent=2)
     if grid:
-        document[SWEEP] = {setting(name).key.partition(".")[2]: list(found) for name, found in grid.items()}
+        document[SWEEP] = {_key(name): [*map(_quoted, found)] for name, found in grid.items()}
     out = io.StringIO()
     yaml = YAML()
     yaml.width = 10_000
     yaml.representer.add_representer(type(None), lambda it, _: it.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml.dump(document, out)
     return out.getvalue()
+
+
+def _quoted(value: Any) -> Any:
+    """A value to write, with escapes where a text has characters that do not show: YAML takes some for line breaks."""
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    return DoubleQuotedScalarString(value) if isinstance(value, str) and not value.isprintable() else value
 
 
 def json_schema() -> dict[str, Any]:
@@ -158,7 +184,7 @@ def json_schema() -> dict[str, Any]:
         for key, name in keys.items():
             values = {k: v for k, v in properties[name].items() if k not in ("default", "title")}
             if section == SWEEP:
-                described[key] = {"type": ["array", "null"], "items": values, "minItems": 1}
+                described[key] = {"type": ["array", "null"], "items": values, "minItems": 1, "uniqueItems": True}
             else:
                 values = (
                     values if {"type": "null"} in values.get("anyOf", ()) else {"anyOf": [values, {"type": "null"}]}
@@ -194,30 +220,77 @@ def _adapter(name: str) -> TypeAdapter[Any]:
     return TypeAdapter(annotation, config={"allow_inf_nan": False, "strict": True})
 
 
-def _checked(name: str, value: Any, place: str, *, text: bool = False) -> Any:
-    """A value of a field: `text` as it is typed, else of the right type.
+def _from_text(name: str, text: str, place: str) -> Any:
+    """The value of a field that is typed as `text`.
 
     Raises:
         UsageError: it is none.
     """
     try:
-        return _adapter(name).validate_strings(value) if text else _adapter(name).validate_python(value)
+        return _writable(_adapter(name).validate_strings(text), place)
+    except ValidationError as error:
+        hint = _meant(name, text) or f"for example {place} {_example(name)}"
+        shown = _short(text) if _is_number(text) else f"'{_short(text)}'"
+        raise UsageError(f"{place} is {shown}, but must be {_expected(name, text)}", hint=hint) from error
+
+
+def _from_file(name: str, node: Any, key: str, place: str) -> Any:
+    """The value of a field that stands in a file.
+
+    Raises:
+        UsageError: it is none.
+    """
+    value, shown = _read(node)
+    try:
+        return _writable(_adapter(name).validate_python(value), place)
+    except ValidationError as error:
+        hint = _hint(name, node, key) or f"for example {key}: {_example(name)}"
+        written = node.value if node.id == "scalar" else ""
+        raise UsageError(f"{place} is {shown}, but must be {_expected(name, written)}", hint=hint) from error
+
+
+def _hint(name: str, node: Any, key: str) -> str | None:
+    """What to write instead of a value in a file that is none, where that can be told."""
+    items = _read(node)[0] if node.id == "sequence" else []
+    if items and setting(name).sweep and all(_accepts(name, item) for item in items):
+        return f"one value; to try each, write\n    {SWEEP}:\n      {key}: {_read(node)[1].removeprefix('the list ')}"
+    if node.id != "scalar":
+        return None
+    value, written = _read(node)[0], _short(node.value)
+    if bool in _types(TrainConfig.model_fields[name]) and _fits(name, node.value):
+        meant = str(_adapter(name).validate_strings(node.value)).lower()
+        return f"write it {'without quotes' if value == meant else 'so'}: {key}: {meant}"
+    if isinstance(value, str):
+        return f"write it without quotes: {key}: {written}" if _fits(name, value) else _meant(name, value)
+    return f"write it in quotes: {key}: '{written}'" if _is_text(name) else None
+
+
+def _meant(name: str, text: str) -> str | None:
+    """Which of a field's words was probably meant."""
+    words = {word.lower(): word for word in choices(name)}
+    close = difflib.get_close_matches(text.lower(), words, n=1)
+    return f"did you mean {words[close[0]]}?" if close else None
+
+
+def _writable(value: Any, place: str) -> Any:
+    """A value that files and the system take.
+
+    Raises:
+        UsageError: a text has a character that they do not.
+    """
+    if isinstance(value, str | Path) and (found := _NO_TEXT.search(str(value))):
+        raise UsageError(
+            f"{place} has the character {found[0]!a}, which no text can have", hint="write it without that character"
+        )
+    return value
+
+
+def _accepts(name: str, value: Any) -> bool:
+    try:
+        _adapter(name).validate_python(value)
     except ValidationError:
-        pass
-    key = setting(name).key.partition(".")[2]
-    expected = expectation(name)
-    shown = value if text and _is_number(value) else _shown(value)
-    hint = f"for example {place} {_example(name)}" if text else f"for example {key}: {_example(name)}"
-    if not text and isinstance(value, list):
-        several = f"{SWEEP}:\n      {key}: {value}"
-        hint = f"one value; to try each, write\n    {several}" if setting(name).sweep else hint
-    elif not text and isinstance(value, str) and _fits(name, value):
-        hint = f"write it without quotes: {key}: {value}" if _is_number(value) else f"for example {key}: true"
-    elif not text and not isinstance(value, str | dict) and _fits(name, str(value)):
-        hint = f"write it in quotes: {key}: '{value}'"
-    elif close := difflib.get_close_matches(str(value).lower(), choices(name), n=1):
-        hint = f"did you mean {close[0]}?"
-    raise UsageError(f"{place} is {shown}, but must be {expected}", hint=hint)
+        return False
+    return True
 
 
 def _fits(name: str, text: str) -> bool:
@@ -234,6 +307,23 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_text(name: str) -> bool:
+    """Whether a field takes any text."""
+    return not choices(name) and bool({str, Path} & {*_types(TrainConfig.model_fields[name])})
+
+
+def _expected(name: str, written: str) -> str:
+    """What the values of a field are, in words; the upper bound only where it matters."""
+    too_large = re.fullmatch(r"[+-]?\d{19,}", written) and int in _types(TrainConfig.model_fields[name])
+    return f"{expectation(name)}, at most {MOST}" if too_large else expectation(name)
+
+
+def _short(text: str) -> str:
+    """A text as an error shows it, on one line."""
+    shown = text if text.isprintable() else ascii(text)[1:-1]
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
 
 
 def expectation(name: str) -> str:
@@ -253,23 +343,23 @@ def expectation(name: str) -> str:
 
 
 def _types(info: FieldInfo) -> tuple[Any, ...]:
-    """The types of a field's values, without None."""
-    return tuple(kind for kind in get_args(info.annotation) or (info.annotation,) if kind is not type(None))
+    """The types of a field's values, without None and without their bounds."""
+    kinds = [info.annotation] if get_origin(info.annotation) is Literal else get_args(info.annotation)
+    plain = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds or [info.annotation]]
+    return tuple(kind for kind in plain if kind is not type(None))
 
 
 def choices(name: str) -> list[str]:
     """The words that a field takes, where it takes words of a list."""
-    annotation = TrainConfig.model_fields[name].annotation
-    found = [annotation] if get_origin(annotation) is Literal else _types(TrainConfig.model_fields[name])
+    found = _types(TrainConfig.model_fields[name])
     return [word for kind in found if get_origin(kind) is Literal for word in get_args(kind)]
 
 
 def type_shown(name: str) -> str:
     """The kind of a field's values, as help pages show it."""
-    if found := choices(name):
-        return "|".join(found) if len("|".join(found)) < _WIDEST else "NAME"
     kinds = {int: "INTEGER", float: "NUMBER", bool: "true|false", Path: "PATH"}
-    return next((word for kind, word in kinds.items() if kind in _types(TrainConfig.model_fields[name])), "TEXT")
+    found = [word for kind, word in kinds.items() if kind in _types(TrainConfig.model_fields[name])] + choices(name)
+    return ("|".join(found) if len("|".join(found)) < _WIDEST else "NAME") or "TEXT"
 
 
 def default_shown(name: str) -> str:
@@ -283,10 +373,29 @@ def default_shown(name: str) -> str:
 
 
 def _example(name: str) -> str:
+    """A value that a field may have, as it is written."""
+    if name in _EXAMPLES:
+        return _EXAMPLES[name]
     default = TrainConfig.model_fields[name].default
-    if name in (examples := {"learning_rate": "1e-4", "val_fraction": "0.1"}):
-        return examples[name]
     return str(default).lower() if isinstance(default, bool) else str(default or 1)
+
+
+_EXAMPLES = {
+    "base_model": "Qwen/Qwen3-8B",
+    "data": "no_robots",
+    "eval_data": "held_out.jsonl",
+    "learning_rate": "1e-4",
+    "val_fraction": "0.1",
+    "hf_repo_id": "USER/NAME",
+    "download_dir": "uploads",
+    "log_path": "checkpoints/first",
+    "run_name": "first",
+    "track": "wandb",
+    "wandb_project": "my-project",
+    "wandb_name": "first",
+    "base_url": "http://localhost:8000",
+    "load_checkpoint_path": "checkpoints/first",
+}
 
 
 def _add_list(given: Given, name: str, values: list[Any], place: str) -> None:
@@ -297,110 +406,187 @@ def _add_list(given: Given, name: str, values: list[Any], place: str) -> None:
     """
     if not values:
         raise UsageError(f"{place} is an empty list", hint="name the values to try, or leave it out")
-    if twice := next((value for i, value in enumerate(values) if value in values[:i]), None):
-        raise UsageError(f"{place} has {twice} twice", hint="each value makes a run: leave one out")
+    if name in given.grid:
+        first = given.places[name]
+        raise UsageError(f"{place} is the same setting as {first}", hint="leave one of them out")
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            shown = str(value).lower() if isinstance(value, bool) else value
+            raise UsageError(f"{place} has {shown} twice", hint="each value makes a run: leave one out")
     given.grid[name] = values
 
 
-def _parse(path: Path) -> Any:
-    """The document in a file, its mappings knowing their lines.
+def _document(path: Path) -> Any:
+    """The one mapping in a file, as the parser has it before it makes values: each node knows its line, and how it was
+    written.
 
     Raises:
-        UsageError: it is no YAML of one mapping.
+        UsageError: it is no YAML, or something else than sections.
+        FileError: it is not readable.
     """
     from ruamel.yaml import YAML
-    from ruamel.yaml.constructor import DuplicateKeyError
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.error import MarkedYAMLError
+    from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
+    from ruamel.yaml.reader import ReaderError
 
     with explain_os_errors(path):
         content = path.read_bytes()
     try:
-        document = YAML().load(content.decode())
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UsageError(f"{path}:{line}: this is not UTF-8", hint="save the file as UTF-8") from error
-    except DuplicateKeyError as error:
-        line = error.problem_mark.line + 1
         raise UsageError(
-            f"{path}:{line}: {str(error.problem).removeprefix('found ')}", hint="leave one of them out"
+            f"{path}:{_line(content[: error.start])}: this is not UTF-8", hint="save it as UTF-8"
         ) from error
+    depth = 0
+    try:
+        for event in YAML(typ="safe", pure=True).parse(text):
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise UsageError(
+                    f"{path}:{event.start_mark.line + 1}: this is nested too deeply", hint="a file has sections of keys"
+                )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an anchor that is set anew is right YAML
+            document: Any = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        text = content.decode().splitlines()[line - 1 : line]
-        tabs = bool(text) and "\t" in text[0][: len(text[0]) - len(text[0].lstrip())]
+        what, hint = _no_yaml(str(error.problem), text[mark.index : mark.index + 1])
+        raise UsageError(f"{path}:{mark.line + 1}: {what}", hint=hint) from error
+    except ReaderError as error:
+        line = _line(text[: error.position].encode(errors="replace"))
         raise UsageError(
-            f"{path}:{line}: {'a line begins with a tab' if tabs else f'this is no YAML: {error.problem}'}",
-            hint="indent with spaces" if tabs else "tt train --print-config shows what such a file looks like",
+            f"{path}:{line}: a character that no YAML has: {chr(error.character)!a}",
+            hint="write it without that character",
         ) from error
-    except (YAMLError, ValueError) as error:
-        first_line = str(error).strip().split("\n", maxsplit=1)[0]
-        raise UsageError(f"{path}: this is no YAML: {first_line}", hint="tt train --print-config writes one") from error
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
+    if document is None or _is_null(document):
+        raise UsageError(f"{path} holds nothing", hint="tt train --print-config writes such a file")
+    if document.id != "mapping":
         raise UsageError(
-            f"{path}: holds {_shown(document)}, but must hold sections",
+            f"{path}:{document.start_mark.line + 1}: this is {_read(document)[1]}, but a file must hold sections",
             hint="tt train --print-config writes such a file",
         )
     return document
 
 
-def _items(mapping: Any, path: Path, where: str) -> Iterator[tuple[str, Any, int]]:
-    """Keys and values with the line of each.
+def _line(before: bytes) -> int:
+    """The number of the line that follows."""
+    return before.replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n") + 1
+
+
+def _no_yaml(problem: str, character: str) -> tuple[str, str]:
+    """What is wrong with a text that is no YAML, and what to do; `character` is where it was noticed."""
+    if character == "\t":
+        return "a tab stands where only spaces may", "write spaces instead"
+    if problem == "but found another document":
+        return "a second document begins", "one file is one run: leave the rest out"
+    if "escape character" in problem or problem.startswith("expected escape sequence"):
+        return f"this is no YAML: {problem}", "in single quotes a backslash is only a backslash"
+    return f"this is no YAML: {problem}", "tt train --print-config shows what such a file looks like"
+
+
+def _items(mapping: Any, path: Path) -> Iterator[tuple[str, Any, str]]:
+    """Keys and what stands under them, each with the file and the line of the key.
 
     Raises:
-        UsageError: a key is no text.
+        UsageError: a key is no word, or stands there twice.
     """
-    for key, value in mapping.items():
-        line = mapping.lc.key(key)[0] + 1
-        if not isinstance(key, str):
-            raise UsageError(f"{path}:{line}: {_shown(key)} in {where} is no key", hint="a key is a word")
-        yield key, _plain(value), line
+    lines: dict[str, int] = {}
+    for key, value in mapping.value:
+        line = key.start_mark.line + 1
+        at = f"{path}:{line}"
+        if key.tag == f"{_YAML}merge":
+            raise UsageError(f"{at}: keys cannot be merged in with <<", hint="write them here")
+        if key.tag != f"{_YAML}str":
+            raise UsageError(f"{at}: {_read(key)[1]} is no key", hint="a key is a word")
+        if key.value in lines:
+            raise UsageError(
+                f"{at}: {_short(key.value)} stands here and in line {lines[key.value]}", hint="leave one of them out"
+            )
+        lines[key.value] = line
+        yield key.value, value, at
 
 
-def _plain(value: Any) -> Any:
-    """A value of Python's own type: the parser's remember how they were written."""
-    if isinstance(value, bool) or value is None or isinstance(value, dict):
-        return value
-    for kind in (int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+def _listed(node: Any, key: str, place: str) -> list[Any]:
+    """What stands in a list.
+
+    Raises:
+        UsageError: it is no list.
+    """
+    if node.id == "sequence":
+        found: list[Any] = node.value
+        return found
+    example = f"[{_short(node.value)}, …]" if node.id == "scalar" else "[…, …]"
+    raise UsageError(f"{place} is {_read(node)[1]}, but must be a list", hint=f"{key}: {example}")
 
 
-def _shown(value: Any) -> str:
-    """A value as an error names it."""
-    if isinstance(value, bool):
-        return str(value).lower()
+def _is_null(node: Any) -> bool:
+    return bool(node.tag == f"{_YAML}null")
+
+
+def _read(node: Any) -> tuple[Any, str]:
+    """What stands in a file: what it means, and how an error names it."""
+    if node.id == "mapping":
+        return _STRANGE, "a section of keys"
+    if node.id == "sequence":
+        # Lists of lists are none of ours, and an anchor may make a list part of itself.
+        items = [_scalar(item) if item.id == "scalar" else _STRANGE for item in node.value]
+        shown = [_short(item.value) if item.id == "scalar" else "[…]" for item in node.value[: _LONGEST // 8]]
+        return items, f"the list [{', '.join(shown)}{', …' * (len(items) > len(shown))}]"
+    value = _scalar(node)
     if isinstance(value, str):
-        return f"the text '{value}'" if _is_number(value) else f"'{value}'"
-    if isinstance(value, dict):
-        return "a section of keys"
-    return f"the list {value}" if isinstance(value, list) else str(value)
+        return value, f"{'the text ' * _is_number(value)}'{_short(value)}'"
+    tag = "" if node.tag.removeprefix(_YAML) in _BARE else f"{node.tag.replace(_YAML, '!!')} "
+    return value, tag + _short(node.value)
+
+
+def _scalar(node: Any) -> Any:
+    """A value of Python's own type; dates are text, as YAML 1.2 has it."""
+    from ruamel.yaml import YAML
+
+    kind = node.tag.removeprefix(_YAML)
+    if kind in ("str", "timestamp", "merge", "value"):
+        return str(node.value)
+    made = YAML(typ="safe", pure=True).constructor
+    make = {"int": made.construct_yaml_int, "float": made.construct_yaml_float, "bool": made.construct_yaml_bool}
+    try:
+        return None if kind == "null" else make[kind](node)
+    except (LookupError, ValueError):
+        return _STRANGE
 
 
 def _unknown(message: str, word: str, section: str | None) -> UsageError:
     """An unknown section or key, and what was probably meant."""
     sections = _sections()
-    if SECRET_NAME.search(word):
+    # Also as the option is typed, or with its section.
+    plain = word.lower().lstrip("-").replace("-", "_").rpartition(".")[2]
+    if _SECRET_KEY.search(word):
         return UsageError(message, hint="keys come from the environment or from .env, never from this file")
     if section == SWEEP:
-        known = [key for key, name in sections[SWEEP].items() if key == setting(name).key.partition(".")[2]]
+        known = [key for key, name in sections[SWEEP].items() if key == _key(name)]
         if any(word in keys for keys in sections.values()) or word in TrainConfig.model_fields:
             return UsageError(
                 f"{message}: it has one value in all runs", hint=f"these can be tried: {', '.join(known)}"
             )
     else:
         known = list(sections if section is None else sections[section])
-        meant = next((found for found in TrainConfig.model_fields if word in (found, *_names(found))), None)
+        meant = next((found for found in TrainConfig.model_fields if plain in (found, _key(found))), None)
         if meant:
-            home, _, key = setting(meant).key.partition(".")
-            return UsageError(message, hint=f"write it as\n    {home}:\n      {key}: …")
-    close = difflib.get_close_matches(word, known, n=1)
+            return UsageError(message, hint=_as_key(meant))
     what = "sections are" if section is None else f"{section} has"
-    return UsageError(message, hint=f"did you mean {close[0]}?" if close else f"{what} {', '.join(known)}")
+    if close := difflib.get_close_matches(word.lower(), known, n=1):
+        return UsageError(message, hint=f"did you mean {close[0]}?")
+    anywhere = {label: name for name in TrainConfig.model_fields for label in (name, _key(name))}
+    if section != SWEEP and (close := difflib.get_close_matches(plain, anywhere, n=1, cutoff=0.8)):
+        return UsageError(message, hint=_as_key(anywhere[close[0]]))
+    return UsageError(message, hint=f"{what} {', '.join(known)}")
 
 
-def _names(name: str) -> tuple[str, str]:
-    return setting(name).key.partition(".")[2], name.replace("_", "-")
+def _as_key(name: str) -> str:
+    """How a field is written in a file."""
+    section, _, key = setting(name).key.partition(".")
+    return f"write it as\n    {section}:\n      {key}: …"
+
+
+def _key(name: str) -> str:
+    """The key of a field, in its section."""
+    return setting(name).key.partition(".")[2]

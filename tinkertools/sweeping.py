@@ -18,15 +18,15 @@ from tinkertools.config import OUTPUT_DIR, ServerSettings, TrainConfig, setting,
 from tinkertools.engines import Choice
 from tinkertools.errors import Interrupted, RunError, UsageError
 from tinkertools.files import explain_os_errors, write_bytes
-from tinkertools.loop import StoppedAtOnce
 from tinkertools.planning import Ask, Plan, as_started, plan_run
 from tinkertools.processes import Job, Jobs
-from tinkertools.reporting import Notify, ProgressMaker
+from tinkertools.reporting import Notify, ProgressMaker, Report
 from tinkertools.resuming import option, remembered, with_options
 from tinkertools.runs.directory import RunDirectory, find_weights, new_run
 from tinkertools.runs.log import TrainingLog, best_of
 from tinkertools.runs.sweeps import SweepDirectory, find_sweep
 from tinkertools.settings import Given, option_of, write_yaml
+from tinkertools.stopping import StoppedAtOnce
 from tinkertools.tracking import check_trackers
 
 # What is held out where nothing says what to evaluate on: without it no run would be better than another.
@@ -35,6 +35,8 @@ HELD_OUT = 0.1
 _OTHER_TOKENS = ("renderer", "train_on_what", "max_length", "overlength")
 # Where the runs of a sweep are is known.
 _PLACES = ("log_path", "output_dir", "run_name", "behavior_if_log_dir_exists")
+# How a command begins to say what went wrong.
+_ERROR = "error: "
 # Longer names of directories are cut; a number then tells them apart.
 _LONGEST_NAME = 150
 
@@ -413,56 +415,74 @@ def _train(sweep: Sweep, say: Notify, progress: ProgressMaker) -> dict[str, str]
     Raises:
         Interrupted: a signal came, and not all are finished.
     """
-    directory, at_once = sweep.directory, sweep.plan.config.jobs
-    runs = {run.name: (number, run) for number, run in enumerate(sweep.runs, 1)}
-    environment = _environment(sweep)
+    directory, runs, environment = sweep.directory, sweep.runs, _environment(sweep)
     todo = [
-        Job(name, command_of(directory.config(name).resolve()), environment, directory.output(name))
-        for name in runs
-        if not directory.run(name).finished
+        Job(run.name, command_of(directory.config(run.name).resolve()), environment, directory.output(run.name))
+        for run in runs
+        if not directory.run(run.name).finished
     ]
     if len(todo) < len(runs):
         say(f"{len(runs) - len(todo)} of {len(runs)} runs are finished already")
-    errors: dict[str, str] = {}
-    last_errors: dict[str, str] = {}
-
-    def said(job: Job, line: str) -> None:
-        if line.startswith("error: "):
-            last_errors[job.name] = line.removeprefix("error: ")
-        say(f"[{job.name}] {line}" if at_once > 1 else f"  {line}")
-
-    def began(job: Job) -> None:
-        number, run = runs[job.name]
-        say(f"run {number} of {len(runs)}: {run}")
-
-    def ended(job: Job, code: int) -> None:
-        ends.append(job.name)
-        number, run = runs[job.name]
-        what = f"run {number} of {len(runs)}"
-        if code and not processes.signals:
-            errors[job.name] = last_errors.get(job.name) or _how_it_ended(code)
-            say(f"{what} failed: {errors[job.name]}")
-        elif not code:
-            nll = _outcome(sweep, run, None).nll
-            say(f"{what} is finished" + (f": held-out NLL {nll:.4f}" if nll is not None else ""))
-        report(len(ends), f"{len(errors)} failed" if errors else "")
-
-    ends: list[str] = []
-    processes = Jobs(at_once, said, say)
     with progress("sweep", len(todo), "runs") as report:
-        processes.run(todo, began, ended)
-    finished = sum(directory.run(name).finished for name in runs)
-    if processes.signals and finished < len(runs):
+        watch = _Watch(sweep, say, report)
+        watch.jobs.run(todo, watch.began, watch.ended)
+    finished = sum(directory.run(run.name).finished for run in runs)
+    if watch.jobs.signals and finished < len(runs):
         raise Interrupted(
             f"stopped; {finished} of {len(runs)} runs are finished",
             hint=f"go on with it: {sweep.goes_on}",
-            by=processes.signals[0],
+            by=watch.jobs.signals[0],
         )
-    return errors
+    return watch.errors
 
 
-def _how_it_ended(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+class _Watch:
+    """Tells of runs as they are trained.
+
+    Attributes:
+        errors: why runs failed, by their names.
+        jobs: those that are watched.
+    """
+
+    def __init__(self, sweep: Sweep, say: Notify, report: Report) -> None:
+        self.errors: dict[str, str] = {}
+        self.jobs = Jobs(sweep.plan.config.jobs, self.said, say)
+        self._sweep, self._say, self._report = sweep, say, report
+        runs = sweep.runs
+        self._runs = {run.name: (f"run {i} of {len(runs)}", run) for i, run in enumerate(runs, 1)}
+        self._last_lines: dict[str, str] = {}
+        self._ended = 0
+
+    def began(self, job: Job) -> None:
+        """A run begins."""
+        place, run = self._runs[job.name]
+        self._say(f"{place}: {run}")
+
+    def said(self, job: Job, line: str) -> None:
+        """A run said something."""
+        # An error is explained in one line, and a hint follows it.
+        if line.strip() and not self._last_lines.get(job.name, "").startswith(_ERROR):
+            self._last_lines[job.name] = line
+        self._say(f"[{job.name}] {line}" if self._sweep.plan.config.jobs > 1 else f"  {line}")
+
+    def ended(self, job: Job, code: int) -> None:
+        """A run has ended; one that was asked to stop has not failed."""
+        place, run = self._runs[job.name]
+        if code and not self.jobs.signals:
+            self.errors[job.name] = _why(code, self._last_lines.get(job.name, ""))
+            self._say(f"{place} failed: {self.errors[job.name]}")
+        elif not code:
+            nll = _outcome(self._sweep, run, None).nll
+            self._say(f"{place} is finished" + (f": held-out NLL {nll:.4f}" if nll is not None else ""))
+        self._ended += 1
+        self._report(self._ended, f"{len(self.errors)} failed" if self.errors else "")
+
+
+def _why(code: int, last_line: str) -> str:
+    """Why a run failed: what it said, or how it ended."""
+    if last_line.startswith(_ERROR):
+        return last_line.removeprefix(_ERROR)
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}: {last_line.strip()}"
 
 
 def _outcome(sweep: Sweep, run: Run, error: str | None) -> Outcome:
@@ -506,8 +526,9 @@ def results_table(sweep: Sweep, outcomes: Sequence[Outcome]) -> tuple[list[str],
         rows.append(
             [str(place), *map(_text, one.run.values.values()), nlls[0], best, nlls[1], f"{row['steps']:,}", state]
         )
-    swept = [name.replace("_", " ") for name in sweep.grid]
-    return ["", *swept, "held-out NLL", "best @ step", "train NLL", "steps", "state"], rows
+    # On several lines, so that eight columns fit into a terminal of 80 characters.
+    swept = [name.replace("_", "\n") for name in sweep.grid]
+    return ["", *swept, "held-out\nNLL", "best\n@ step", "train\nNLL", "steps", "state"], rows
 
 
 def refuse_failed(sweep: Sweep, outcomes: Sequence[Outcome]) -> None:

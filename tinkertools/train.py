@@ -12,18 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tinkertools import __version__, console
-from tinkertools.config import CONFIG_VERSION, AnswerDefaults, PrepareDefaults, ServerSettings, TrainConfig
+from tinkertools.config import CONFIG_VERSION, OUTPUT_DIR, AnswerDefaults, PrepareDefaults, ServerSettings, TrainConfig
 from tinkertools.engines import open_service
 from tinkertools.errors import DataError, EngineError, FileError, Interrupted, TinkertoolsError, UsageError
 from tinkertools.files import AGAIN
-from tinkertools.loop import Loop, StoppedAtOnce, stop_on_interrupt, terminated_as_interrupted
 from tinkertools.options import with_settings
 from tinkertools.planning import Plan, limits_of_model, plan_resumed, plan_run, resolve, start_of
-from tinkertools.publishing import Voice, check_ready, options_of_run, publish
 from tinkertools.resuming import changes, option, refuse_changed, refuse_shorter, remembered, unchecked
 from tinkertools.settings import Given, from_options, json_schema, read_file, write_yaml
-from tinkertools.sweeping import Sweep, best_run, refuse_failed, results_table, run_sweep, runs_table, sweep_of
-from tinkertools.tracking import check_trackers, tracking
+from tinkertools.stopping import StoppedAtOnce, stop_on_interrupt, terminated_as_interrupted
 
 if TYPE_CHECKING:
     from tinkertools.chat.batching import Batches
@@ -38,6 +35,7 @@ if TYPE_CHECKING:
     from tinkertools.runs.log import TrainingLog
     from tinkertools.runs.states import State
     from tinkertools.space import Needs
+    from tinkertools.sweeping import Sweep
 
 # Examples that a dry run shows, and prompts that are answered while training.
 EXAMPLES_SHOWN = 2
@@ -73,6 +71,8 @@ def command(
 
     Where ,… stands, several values make a sweep: a run of each combination.
     """
+    from tinkertools.sweeping import sweep_of
+
     if print_schema:
         console.json_data(json_schema())
         return
@@ -101,12 +101,14 @@ def plan_of(given: Given, resume: str | None) -> Plan:
     from tinkertools.runs.directory import find_run
 
     if resume is not None:
-        return plan_resumed(find_run(resume, given.config().output_dir), given)
+        return plan_resumed(find_run(resume, given.values.get("output_dir") or OUTPUT_DIR), given)
     return plan_run(given, ask_what_to_do)
 
 
-def train_all(sweep: Sweep, *, dry_run: bool, print_config: bool) -> None:
+def train_all(sweep: "Sweep", *, dry_run: bool, print_config: bool) -> None:
     """Train the runs of a sweep, or show what they would be."""
+    from tinkertools.sweeping import best_run, refuse_failed, results_table, run_sweep, runs_table
+
     for note in sweep.notes:
         console.warn(note)
     if print_config:
@@ -139,6 +141,9 @@ def show_config(plan: Plan) -> None:
 
 def run_plan(plan: Plan) -> None:
     """Train, if there is anything left to train, and upload the result where that is wanted."""
+    from tinkertools.publishing import check_ready
+    from tinkertools.tracking import check_trackers
+
     config = plan.config
     check_trackers(config.trackers)
     if config.upload:
@@ -159,6 +164,8 @@ def upload(plan: Plan) -> None:
     Raises:
         TinkertoolsError: it was not sent; the run is finished all the same, and the hint says how to go on.
     """
+    from tinkertools.publishing import Voice, options_of_run, publish
+
     config, run = plan.config, plan.run
     assert config.hf_repo_id is not None
     options = options_of_run(run, config.hf_repo_id, merged=config.merge, folder=config.download_dir)
@@ -226,9 +233,11 @@ class Data:
 def train(plan: Plan) -> None:
     """Everything from data to summary, in order."""
     from tinkertools.chat.batching import Batches
+    from tinkertools.loop import Loop
     from tinkertools.runs.log import TrainingLog
     from tinkertools.runs.plots import write_plots
     from tinkertools.space import disk_may_fill, needs_of
+    from tinkertools.tracking import tracking
 
     config, run = plan.config, plan.run
     opened = open_service(
@@ -250,14 +259,10 @@ def train(plan: Plan) -> None:
         first_step = saved.next_step if saved else 1
         if plan.started is not None:
             refuse_shorter(plan.given.values, total_steps, steps_in_all(plan.started, batches), first_step - 1)
+        warn_of_warmup(config, total_steps)
         needs = needs_of(config, total_steps)
         make_room(run, config, needs)
-        with ExitStack() as old:
-            if plan.replaces:
-                old.enter_context(run.making_way())
-            client, config = training_client(plan, config, service, saved)
-            if plan.metadata is None:
-                run.write_config(data.metadata | {"config": config.to_json()})
+        client, config = begin(plan, config, service, saved, data)
         if plan.metadata is None:
             held.enter_context(run.lock())
         else:
@@ -291,6 +296,19 @@ def train(plan: Plan) -> None:
     show_summary(run, log, total_steps)
     if config.engine == "tinker":
         console.show_server_paths(run.server_paths(), downloaded=config.download)
+
+
+def begin(
+    plan: Plan, config: TrainConfig, service: "Service", saved: "State | None", data: Data
+) -> "tuple[TrainingClient, TrainConfig]":
+    """The client to train with and the configuration in effect; from now on the new run is there, not one before it."""
+    with ExitStack() as old:
+        if plan.replaces:
+            old.enter_context(plan.run.making_way())
+        client, config = training_client(plan, config, service, saved)
+        if plan.metadata is None:
+            plan.run.write_config(data.metadata | {"config": config.to_json()})
+    return client, config
 
 
 def training_client(
@@ -401,6 +419,15 @@ def make_room(run: "RunDirectory", config: TrainConfig, needs: "Needs | None") -
         keep_newest(run, config.keep_last, best["step"] if best else None)
     if needs is not None:
         check_space(run, config, needs, console.warn)
+
+
+def warn_of_warmup(config: TrainConfig, total_steps: int) -> None:
+    """Say where a run ends before the learning rate has reached its peak."""
+    if config.warmup_steps >= total_steps:
+        reached = f"{total_steps / config.warmup_steps:.0%} of its peak"
+        console.warn(
+            f"--warmup-steps {config.warmup_steps} in a run of {total_steps}: the learning rate reaches {reached}"
+        )
 
 
 def steps_in_all(config: TrainConfig, batches: "Batches") -> int:

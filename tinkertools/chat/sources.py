@@ -414,5 +414,6 @@ def _hub_rows(name: str, config_name: str | None, split: str) -> Iterator[RawRow
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"'{name}' is no file here, and the Hub did not give it: {first_line}",
-            hint="check the name, --split and --config-name; HF_TOKEN opens gated datasets, HF_ENDPOINT names a mirror",
+            hint="check the name (and --split and --config-name of tt prepare); HF_TOKEN opens gated datasets, "
+            "HF_ENDPOINT names a mirror",
         ) from error
