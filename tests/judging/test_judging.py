@@ -351,6 +351,14 @@ def test_a_judge_that_dies_half_way_is_asked_for_the_rest_later(tmp_path: Path, 
     assert outcomes(judged) == ["win", "loss"] * 10
 
 
+def test_failures_with_answers_between_them_do_not_end_it(tmp_path: Path, serve: Serve) -> None:
+    refusal = TROUBLES["too long"][0]
+    honest = prefers("good")
+    server = serve(lambda asked: honest(asked) if len(server.asked) % 8 == 0 else refusal)
+    judged = ask(tmp_path, pairs(16), at_once=1)
+    assert (judged.tally.asked, judged.tally.failed, len(server.asked)) == (4, 28, 32)
+
+
 @BOTH
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refused_key_or_an_unknown_model_stops_at_once(tmp_path: Path, serve: Serve, name: str, status: int) -> None:
