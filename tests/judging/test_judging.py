@@ -354,7 +354,7 @@ def test_a_judge_that_dies_half_way_is_asked_for_the_rest_later(tmp_path: Path, 
 def test_failures_with_answers_between_them_do_not_end_it(tmp_path: Path, serve: Serve) -> None:
     refusal = TROUBLES["too long"][0]
     honest = prefers("good")
-    server = serve(lambda asked: honest(asked) if len(server.asked) % 8 == 0 else refusal)
+    server: JudgeServer = serve(lambda asked: honest(asked) if len(server.asked) % 8 == 0 else refusal)
     judged = ask(tmp_path, pairs(16), at_once=1)
     assert (judged.tally.asked, judged.tally.failed, len(server.asked)) == (4, 28, 32)
 
