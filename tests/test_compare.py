@@ -14,9 +14,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tinkertools.answers import Answer, Prompt, load_prompts, passed
+from tinkertools.answers import Answer
 from tinkertools.chat.conversations import Conversation
+from tinkertools.comparison import Found, Model
 from tinkertools.errors import DataError
+from tinkertools.prompts import Prompt, load_prompts
+from tinkertools.results import build
 
 Tt = Callable[..., Any]
 MESSAGES = [{"role": "user", "content": "Hello!"}]
@@ -55,10 +58,17 @@ def test_compare_with_the_base(tt: Tt, tiny: str, trained: Path) -> None:
     )  # fmt: skip
     assert found.code == 0, found.err
     results = json.loads(Path("comparison_results.json").read_text())
-    assert set(results) == {"base_model", "lora_weights", "settings", "scores", "results"}
+    assert set(results) == {
+        "version", "created", "base_model", "lora_weights", "settings", "versions", "models", "results", "likelihood",
+        "scores", "comparisons",
+    }  # fmt: skip
     assert (results["base_model"], results["lora_weights"]) == (tiny, str(trained / "final_lora_weights"))
-    assert results["settings"] == {"max_tokens": 5, "temperature": 0.0, "seed": 0, "compare_base": True}
-    assert [set(r) for r in results["results"]] == [{"prompt", "lora_response", "base_response"}] * 2
+    assert results["settings"] == {
+        "max_tokens": 5, "temperature": 0.0, "seed": 0, "data": "data.jsonl", "check": None, "judge": None,
+        "compare_base": True,
+    }  # fmt: skip
+    keys = {"prompt", "reference", "lora_response", "base_response", "answers"}
+    assert [set(r) for r in results["results"]] == [keys] * 2
     assert [r["prompt"][-1]["content"] for r in results["results"]] == ["a", "b c"]
     assert [r["lora_response"] for r in results["results"]] == ["yes", "yes"]
     assert all(r["base_response"] != "yes" for r in results["results"])
@@ -89,8 +99,10 @@ def test_test_answers_with_the_adapter(tt: Tt, tiny: str, trained: Path) -> None
     assert found.code == 0, found.err
     results = json.loads(Path("o/r.json").read_text())
     assert [r["lora_response"] for r in results["results"]] == ["yes", "yes"]
-    assert set(results["results"][0]) == {"prompt", "lora_response"}
-    assert results["scores"] == {"lora": {"check": {"passed": 1, "of": 2}}}
+    assert set(results["results"][0]) == {"prompt", "reference", "lora_response", "answers"}
+    assert [r["answers"]["lora"]["check"] for r in results["results"]] == [True, False]
+    assert results["scores"]["lora"]["check"] == {"passed": 1, "of": 2}
+    assert results["comparisons"] == []
     assert "1 of 2 (50%)" in found.out
 
 
@@ -124,7 +136,9 @@ def test_ctrl_c_writes_nothing(trained: Path, tmp_path: Path, environment: dict[
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
-    assert err.splitlines()[-2:] == ["error: stopped; nothing was written", "  → run the same command again"]
+    assert err.splitlines()[-2:] == [
+        "error: stopped; what was answered is kept", "  → run the same command again: only the rest is asked",
+    ]  # fmt: skip
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -180,8 +194,13 @@ def test_bad_prompt_files(tmp_path: Path, content: str, words: str) -> None:
 def test_checks_are_counted_among_prompts_that_have_one() -> None:
     said: Conversation = {"messages": MESSAGES}
     prompts = [Prompt(said, "^Ahoy.*!$"), Prompt(said), Prompt(said, "no")]
-    assert passed(prompts, [Answer("Ahoy,\nyou!"), Answer("anything"), Answer("yes")]) == (1, 2)
-    assert passed(prompts, [Answer("Ahoy,\nyou!"), Answer("x"), Answer(None, "the server said no")]) == (1, 2)
+    base = Model("base", None, "m")
+    for third in (Answer("yes"), Answer(None, "the server said no")):
+        answers = [Answer("Ahoy,\nyou!", None, 3, "stop"), Answer("x", None, 1, "length"), third]
+        found = Found([base], prompts, {"base": answers})
+        results = build(found, {}, None, {}, with_base=True)
+        assert results["scores"]["base"]["check"] == {"passed": 1, "of": 2}
+        assert [entry["answers"]["base"].get("check") for entry in results["results"]] == [True, None, False]
 
 
 @pytest.mark.parametrize(
@@ -204,8 +223,8 @@ def test_what_cannot_be_compared(tt: Tt, trained: Path, untied: str) -> None:
     missing = tt("test", "--test-prompts", "missing.json")
     assert (missing.code, "not found: missing.json" in missing.err) == (1, True)
     other = tt("train", "--base-model", untied, "--data", "data.jsonl", "--batch", 3, "--max-steps", 1)
-    mixed = tt("compare", trained, other.out.strip())
-    assert (mixed.code, "these adapters have different base models" in mixed.err) == (1, True)
+    mixed = tt("compare", trained, other.out.strip(), "--test-prompts", "prompts.json", "--max-tokens", 2)
+    assert (mixed.code, "note: these adapters have different base models" in mixed.err) == (0, True)
     config = trained / "final_lora_weights" / "adapter_config.json"
     config.write_text(config.read_text().replace("base_model_name_or_path", "other_key"))
     nameless = tt("test", "--lora-weights", trained)
