@@ -92,7 +92,7 @@ def _results(comparison: Mapping[str, Any] | None) -> str:
         return ""
     parts = ["## What changed"]
     scores = comparison.get("scores", {})
-    if all("nll" in scores.get(label, {}) for label in ("base", "lora")):
+    if all(scores.get(label, {}).get("nll") is not None for label in ("base", "lora")):
         base, lora = scores["base"], scores["lora"]
         parts.append(
             f"Masked NLL of held-out answers ({lora['trained_tokens']:,} tokens): {base['nll']:.4f} before, "
