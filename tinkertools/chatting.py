@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tinkertools.answers import Settings, answers
 from tinkertools.comparison import Questions, open_models
-from tinkertools.errors import DataError
+from tinkertools.errors import DataError, EngineError
 from tinkertools.prompts import Prompt
 from tinkertools.reporting import Notify
 from tinkertools.runs.directory import Weights
@@ -40,9 +40,13 @@ class Chat:
 
         Raises:
             DataError: the chat cannot be rendered.
+            EngineError: the model gives no answer: the chat is too long for it, or the server is gone.
         """
         prompt = Prompt({"messages": self.messages})
-        return next(answers(sampler, self.renderer, [prompt], self.settings)).shown
+        found = next(answers(sampler, self.renderer, [prompt], self.settings))
+        if found.text is None:
+            raise EngineError(f"no answer: {found.error}")
+        return found.text
 
     def say(self, text: str) -> None:
         """The user says something; after the last answer was left out, its question too."""
@@ -79,12 +83,12 @@ def chat(weights: Weights, base_model: str, questions: Questions, read: ReadLine
         while (line := read("> ")) is not None:
             if line.strip() == "/quit":
                 return
+            before = [*talk.messages]
             try:
                 _take(talk, line.strip(), answer, say)
-            except DataError as error:
-                say(f"{error.message}; the last line is forgotten")
-                talk.ask_again()
-                talk.messages = talk.messages[:-1]
+            except (DataError, EngineError) as error:
+                say(f"{error.message}; the last line is forgotten, /reset forgets all")
+                talk.messages = before
 
 
 def _take(talk: Chat, line: str, answer: Notify, say: Notify) -> None:

@@ -81,7 +81,7 @@ def command(
     from tinkertools.evidence.checks import parse_check
     from tinkertools.judging import parse_judge, parse_price
     from tinkertools.kept import Kept
-    from tinkertools.results import build
+    from tinkertools.results import build, without_reference
     from tinkertools.runs.directory import find_weights
 
     settings = Settings(max_tokens, temperature, seed)
@@ -114,6 +114,8 @@ def command(
     results = build(found, asked, checked, verdicts, with_base=compare_base)
     write_json(output, results)
     show(found, results, output)
+    if lacking := without_reference(found, checked):
+        console.warn(f"--check reads the reference, and {lacking:,} prompts have none: no answer to them passes")
     if report is not None:
         from tinkertools.report import write_report
 
@@ -166,8 +168,10 @@ def show(found: "Found", results: dict[str, Any], output: Path) -> None:
     from tinkertools.report.summary import findings
     from tinkertools.results import left_out
 
-    titles = {model.label: model.weights.label if model.label == "lora" and model.weights else model.label
-              for model in found.models}  # fmt: skip
+    titles = {model.label: model.label for model in found.models}
+    for model in found.models:
+        if model.label == "lora" and model.weights and model.weights.label not in titles:
+            titles["lora"] = model.weights.label
     answers = {titles[label]: [answer.shown for answer in given] for label, given in found.answers.items()}
     console.show_answers([prompt.question for prompt in found.prompts], answers, output)
     console.show_scores({titles[label]: scores for label, scores in results["scores"].items()})

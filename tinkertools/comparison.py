@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinkertools.adapters.peft_files import ADAPTER_CONFIG
 from tinkertools.answers import Answer, Settings, answers, rendered, score
 from tinkertools.config import AUTO_RENDERER, Engine, PrepareDefaults, ServerSettings
 from tinkertools.engines import Choice, choose_for_weights, open_service
@@ -218,7 +219,10 @@ class _Group:
         """What decides, beside the question, what a model says."""
         from tinkertools.fingerprints import of_base_model, of_weights
 
-        adapter = of_weights(model.weights) if model.weights else None
+        adapter = [of_weights(model.weights)] if model.weights else None
+        if adapter and model.weights and model.weights.directory:
+            # Scale and layers are not in the file of the weights.
+            adapter.append(key_of((model.weights.directory / ADAPTER_CONFIG).read_bytes()))
         return [choice.engine, choice.base_url, of_base_model(base, choice.engine) or base, adapter]
 
     def _answer(self, model: Model, sampler: "_Late", known: list[Any]) -> None:
@@ -364,4 +368,6 @@ def base_of(named: str | None, weights: Weights) -> str:
         raise RunError(
             f"{weights.directory} does not say which base model it was trained on", hint="add --base-model MODEL"
         )
+    if base_model and Path(base_model).is_dir():  # a folder by its whole path: two names for it are one model
+        return str(Path(base_model).resolve())
     return base_model or ""

@@ -161,7 +161,7 @@ def _measured(answer: Answer, prompt: Prompt, passed: bool | None, base: Answer 
         measured["exact"] = texts.exact_match(answer.text, prompt.reference)
         measured["chrf"] = texts.chrf(answer.text, prompt.reference)
         measured["rouge_l"] = texts.rouge_l(answer.text, prompt.reference)
-    if base is not None:
+    if base is not None and base.text is not None:
         measured["agrees_with_base"] = answer.text == base.text
     return measured
 
@@ -181,6 +181,13 @@ def left_out(found: Found) -> tuple[int, int]:
     """How many conversations were not counted: too long or with nothing trained, and without a finite likelihood."""
     short = [one for one in found.scored if not all(model.base_model in one.sizes for model in found.models)]
     return len(short), len(found.scored) - len(_counted(found)) - len(short)
+
+
+def without_reference(found: Found, check: "Check | None") -> int:
+    """To how many prompts no answer can pass, since the check reads a reference and they have none."""
+    if check is None or not check.needs_reference:
+        return 0
+    return sum(prompt.reference is None for prompt in found.prompts)
 
 
 def _likelihood(found: Found) -> dict[str, Any] | None:
@@ -210,8 +217,6 @@ def _scores(found: Found, model: Model, outcomes: Sequence[bool | None]) -> dict
             "bits_per_byte": nll / math.log(2) / max(1, sum(size for _, _, size in sizes)),
             "trained_tokens": sum(tokens for tokens, _, _ in sizes),
         }
-    elif found.scored:
-        scores |= {"nll": None, "perplexity": None, "bits_per_byte": None, "trained_tokens": 0}
     if known := [passed for passed in outcomes if passed is not None]:
         scores["check"] = {"passed": sum(known), "of": len(known)}
     answers = found.answers[model.label]
@@ -233,10 +238,13 @@ def _scores(found: Found, model: Model, outcomes: Sequence[bool | None]) -> dict
     if referred:
         scores |= {name: fmean(measure(*pair) for pair in referred) for name, measure in measures.items()}
     if base := _base_label(found, model):
-        others = found.answers[base]
-        scores["agrees_with_base"] = fmean(
-            ours.text == theirs.text for ours, theirs in zip(answers, others, strict=True)
-        )
+        both = [
+            (ours.text, theirs.text)
+            for ours, theirs in zip(answers, found.answers[base], strict=True)
+            if ours.text is not None and theirs.text is not None
+        ]
+        if both:
+            scores["agrees_with_base"] = fmean(ours == theirs for ours, theirs in both)
     return scores
 
 

@@ -1,5 +1,6 @@
 """Adapters on the Hugging Face Hub."""
 
+import os
 import re
 from pathlib import Path
 
@@ -22,7 +23,9 @@ def fetch_adapter(name: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS]))
+        # The library reads the variable once, when it is loaded; a push reads it now, too.
+        endpoint = os.environ.get("HF_ENDPOINT") or None
+        folder = Path(snapshot_download(name, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS], endpoint=endpoint))
     except Exception as error:
         first_line = str(error).strip().split("\n", maxsplit=1)[0]
         raise ModelError(
