@@ -523,7 +523,7 @@ def test_an_adapter_called_base(tt: Tt, adapter: Path, tmp_path: Path) -> None:
         ("/^YES$/i", [True, True]),
         ("^no$", [False, False]),
         ("'b' in prompt and answer == 'yes'", [False, True]),
-        ("answer[9] == 'x'", [False, False]),
+        ("answer[99] == 'x'", [False, False]),
     ],
 )
 def test_checks(tt: Tt, stopping: Path, check: str, passed: list[bool]) -> None:
@@ -540,6 +540,7 @@ def test_checks(tt: Tt, stopping: Path, check: str, passed: list[bool]) -> None:
         statistics.share_difference(passed, base)
     )
     assert "have none" not in found.err
+    assert ("--check fails with an error on 4 answers" in found.err) == ("IndexError" in found.err) == ("[99]" in check)
 
 
 def test_a_check_that_reads_what_is_not_there(tt: Tt, stopping: Path) -> None:

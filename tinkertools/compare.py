@@ -81,7 +81,7 @@ def command(
     from tinkertools.evidence.checks import parse_check
     from tinkertools.judging import parse_judge, parse_price
     from tinkertools.kept import Kept
-    from tinkertools.results import build, without_reference
+    from tinkertools.results import build, check_notes
     from tinkertools.runs.directory import find_weights
 
     settings = Settings(max_tokens, temperature, seed)
@@ -114,8 +114,8 @@ def command(
     results = build(found, asked, checked, verdicts, with_base=compare_base)
     write_json(output, results)
     show(found, results, output)
-    if lacking := without_reference(found, checked):
-        console.warn(f"--check reads the reference, and {lacking:,} prompts have none: no answer to them passes")
+    for note in check_notes(found, checked):
+        console.warn(note)
     if report is not None:
         from tinkertools.report import write_report
 

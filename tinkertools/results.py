@@ -183,11 +183,22 @@ def left_out(found: Found) -> tuple[int, int]:
     return len(short), len(found.scored) - len(_counted(found)) - len(short)
 
 
-def without_reference(found: Found, check: "Check | None") -> int:
-    """To how many prompts no answer can pass, since the check reads a reference and they have none."""
-    if check is None or not check.needs_reference:
-        return 0
-    return sum(prompt.reference is None for prompt in found.prompts)
+def check_notes(found: Found, check: "Check | None") -> list[str]:
+    """Why answers fail a check through no fault of theirs, in words: no reference, an error in the check."""
+    if check is None:
+        return []
+    notes = []
+    if check.needs_reference and (lacking := sum(prompt.reference is None for prompt in found.prompts)):
+        notes.append(f"--check reads the reference, and {lacking:,} prompts have none")
+    reasons = [
+        reason
+        for given in found.answers.values()
+        for prompt, answer in zip(found.prompts, given, strict=True)
+        if answer.text is not None and (reason := check(answer.text, prompt.reference, prompt.question).reason)
+    ]
+    if reasons:
+        notes.append(f"--check fails with an error on {len(reasons):,} answers: they do not pass; first: {reasons[0]}")
+    return notes
 
 
 def _likelihood(found: Found) -> dict[str, Any] | None:

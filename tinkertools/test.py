@@ -63,7 +63,7 @@ def command(
     from tinkertools.comparison import Questions, ask_models, base_of, labelled
     from tinkertools.evidence.checks import parse_check
     from tinkertools.kept import Kept
-    from tinkertools.results import build, left_out, without_reference
+    from tinkertools.results import build, check_notes, left_out
     from tinkertools.runs.directory import find_weights
 
     settings = Settings(max_tokens, temperature, seed)
@@ -99,8 +99,8 @@ def command(
     console.show_scores({weights.label: results["scores"]["lora"]})
     if any(lost := left_out(found)):
         console.warn(f"{sum(lost):,} conversations are too long for the model or cannot be scored: not counted")
-    if lacking := without_reference(found, checked):
-        console.warn(f"--check reads the reference, and {lacking:,} prompts have none: no answer to them passes")
+    for note in check_notes(found, checked):
+        console.warn(note)
     console.say(f"results: {output}")
     found.refuse_gaps(output)
     kept.unlink(missing_ok=True)
