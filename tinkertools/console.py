@@ -232,6 +232,82 @@ def show_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
         table(["", *scores], rows)
 
 
+def chart(title: str, points: Sequence[tuple[float, float]], *, marks: Sequence[tuple[float, float]] = ()) -> None:
+    """A small line chart of `points` to stderr, with `marks` on it; nothing where there is no room or no value.
+
+    Args:
+        title: what is shown, and how the marks are to be read.
+        points: places and values, the places ascending; those without a finite value are left out.
+        marks: more of them, drawn each by itself.
+    """
+    width = min(_console(sys.stderr).width, _CHART_WIDTH)
+    lines = [line[:width].rstrip() for line in _chart_lines(title, points, marks, width)]
+    try:
+        "\n".join(lines).encode(sys.stderr.encoding or "ascii")
+    except UnicodeEncodeError:
+        lines = [_ascii(line) for line in lines]
+    for line in lines:
+        say(line)
+
+
+def _chart_lines(
+    title: str, points: Sequence[tuple[float, float]], marks: Sequence[tuple[float, float]], width: int
+) -> list[str]:
+    """The chart: its title, rows from the highest value to the lowest, the axis, the first place and the last."""
+    import numpy as np
+
+    from tinkertools.runs.plots import envelope
+
+    line, dots = (np.array(found, dtype=np.float64).reshape(-1, 2) for found in (points, marks))
+    line, dots = (found[np.isfinite(found).all(axis=1)] for found in (line, dots))
+    both = np.concatenate([line, dots])
+    if not len(both):
+        return []
+    (first, low), (last, high) = both.min(axis=0), both.max(axis=0)
+    top, bottom = f"{high:.4g}", f"{low:.4g}" if low < high else ""
+    margin = max(len(top), len(bottom))
+    columns = width - margin - 2
+    if columns < _CHART_LEAST:
+        return []
+
+    # A braille character has two columns of four dots. Rows count from the top, where a single value is, by its label.
+    def places(found: Any) -> list[tuple[int, int]]:
+        across = (found[:, 0] - first) / ((last - first) or 1) * (2 * columns - 1)
+        down = (high - found[:, 1]) / ((high - low) or 1) * (4 * _CHART_ROWS - 1)
+        return list(zip(np.rint(across).astype(int).tolist(), np.rint(down).astype(int).tolist(), strict=True))
+
+    seen = np.column_stack(envelope(line[:, 0], line[:, 1], 2 * columns))
+    rows = _braille(places(seen), places(dots), columns)
+    names = [top, *[""] * (_CHART_ROWS - 2), bottom]
+    left, right = f"{first:,.10g}", f"{last:,.10g}" if first < last else ""
+    return [
+        title,
+        *(f"{name:>{margin}} ┤{row}" for name, row in zip(names, rows, strict=True)),
+        f"{'':{margin}} └{'─' * columns}",
+        f"{'':{margin}}  {left}{right:>{max(columns - len(left), 0)}}",
+    ]
+
+
+def _braille(line: Sequence[tuple[int, int]], dots: Sequence[tuple[int, int]], columns: int) -> list[str]:
+    """Rows of characters with a line through the places of `line`, and each place of `dots` marked."""
+    cells = [[0] * columns for _ in range(_CHART_ROWS)]
+    for (x0, y0), (x1, y1) in zip([*line[:1], *line], line, strict=False):
+        reach = max(abs(x1 - x0), abs(y1 - y0), 1)
+        for k in range(reach + 1):
+            x, y = x0 + round((x1 - x0) * k / reach), y0 + round((y1 - y0) * k / reach)
+            cells[y // 4][x // 2] |= _BRAILLE_DOTS[y % 4][x % 2]
+    rows = [[chr(0x2800 + cell) if cell else " " for cell in row] for row in cells]
+    for x, y in dots:
+        rows[y // 4][x // 2] = "●"
+    return ["".join(row) for row in rows]
+
+
+def _ascii(line: str) -> str:
+    """A line of a chart for a terminal that has no other characters."""
+    plain = line.translate(str.maketrans("●┤└─", "o|+-"))
+    return "".join("." if "\u2800" <= c <= "\u28ff" else c if c.isascii() else "?" for c in plain)
+
+
 def show_renderer(choice: "RendererChoice", train_on_what: str) -> None:
     """How conversations are written for the model, why so, and what of them is trained."""
     say(f"renderer: {choice.name} ({choice.reason}), trained on {train_on_what}")

@@ -34,6 +34,9 @@ def no_warnings() -> Any:
     """What matplotlib or numpy warn of would reach the user's terminal."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # What other tests of the process left open is found at any time.
+        for category in (ResourceWarning, pytest.PytestUnraisableExceptionWarning):
+            warnings.simplefilter("ignore", category)
         yield
 
 
