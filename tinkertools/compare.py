@@ -8,7 +8,7 @@ import typer
 
 from tinkertools import console
 from tinkertools.config import AUTO_RENDERER, ENGINE, OUTPUT_DIR, TIMEOUT_SECONDS, AnswerDefaults, ServerSettings
-from tinkertools.errors import Interrupted, UsageError
+from tinkertools.errors import UsageError
 from tinkertools.files import check_writable_file, write_json
 from tinkertools.options import (
     AdapterBase,
@@ -77,7 +77,7 @@ def command(
 ) -> None:
     """Compare a fine-tuned adapter with its base model, and runs with each other."""
     from tinkertools.answers import Settings
-    from tinkertools.comparison import Questions, ask_models, base_of, labelled
+    from tinkertools.comparison import Questions, ask_models, base_of, goes_on_later, labelled
     from tinkertools.evidence.checks import parse_check
     from tinkertools.judging import parse_judge, parse_price
     from tinkertools.kept import Kept
@@ -97,19 +97,15 @@ def command(
             "one adapter and --no-compare-base leave nothing to compare", hint="name two runs, or use tt test"
         )
     models = labelled(adapters, [base_of(base_model, weights) for weights in adapters], with_base=compare_base)
-    show_models(adapters, models)
     questions = Questions(
         test_prompts, data, data_prompts, settings, renderer, engine, ServerSettings.from_environment(base_url), timeout
     )
     kept = output.with_name(f".{output.name}.kept.jsonl")
-    try:
+    with goes_on_later():
+        show_models(adapters, models)
         with Kept(kept) as file:
             found = ask_models(models, questions, file, console.progress, console.waiting)
         verdicts = judged(found, judging, kept, judge_at_once, judge_rate, price, timeout) if judging else {}
-    except KeyboardInterrupt:
-        raise Interrupted(
-            "stopped; what was answered is kept", hint="run the same command again: only the rest is asked"
-        ) from None
     asked = settings.to_json() | {"data": data, "check": check, "judge": judging.name if judging else None}
     results = build(found, asked, checked, verdicts, with_base=compare_base)
     write_json(output, results)

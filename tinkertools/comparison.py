@@ -14,7 +14,7 @@ from tinkertools.adapters.peft_files import ADAPTER_CONFIG
 from tinkertools.answers import Answer, Settings, answers, rendered, score
 from tinkertools.config import AUTO_RENDERER, Engine, PrepareDefaults, ServerSettings
 from tinkertools.engines import Choice, choose_for_weights, open_service
-from tinkertools.errors import EngineError, RunError
+from tinkertools.errors import EngineError, Interrupted, RunError
 from tinkertools.evaluation import trained_bytes
 from tinkertools.kept import Kept, key_of
 from tinkertools.prompts import Prompt, default_prompts, load_prompts, prompts_of
@@ -121,6 +121,21 @@ class Found:
                 f"{len(failed)} of {len(everything)} prompts got no answer, the first: {failed[0]}",
                 hint=f"{output} has all the others; run the command again for those",
             )
+
+
+@contextmanager
+def goes_on_later() -> Iterator[None]:
+    """Ctrl-C within the block loses nothing of what was answered, and says so.
+
+    Raises:
+        Interrupted: it came.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; what was answered is kept", hint="run the same command again: only the rest is asked"
+        ) from None
 
 
 def labelled(adapters: Sequence[Weights], bases: Sequence[str], *, with_base: bool) -> list[Model]:

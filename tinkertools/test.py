@@ -60,7 +60,7 @@ def command(
 ) -> None:
     """Show what a fine-tuned adapter answers."""
     from tinkertools.answers import Settings
-    from tinkertools.comparison import Questions, ask_models, base_of, labelled
+    from tinkertools.comparison import Questions, ask_models, base_of, goes_on_later, labelled
     from tinkertools.evidence.checks import parse_check
     from tinkertools.kept import Kept
     from tinkertools.results import build, check_notes, left_out
@@ -72,9 +72,6 @@ def command(
         check_writable_file(output)
     weights = find_weights(lora_weights, output_dir)
     base = base_of(base_model, weights)
-    console.say(f"adapter: {weights.name}")
-    if weights.note:
-        console.warn(weights.note)
     questions = Questions(
         test_prompts, data, data_prompts, settings, renderer, engine, ServerSettings.from_environment(base_url), timeout
     )
@@ -82,14 +79,11 @@ def command(
         chat_with(weights, base, questions)
         return
     kept = output.with_name(f".{output.name}.kept.jsonl")
-    try:
+    with goes_on_later():
+        show_adapter(weights)
         with Kept(kept) as file:
             models = labelled([weights], [base], with_base=False)
             found = ask_models(models, questions, file, console.progress, console.waiting)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            "stopped; what was answered is kept", hint="run the same command again: only the rest is asked"
-        ) from None
     results: dict[str, Any] = build(
         found, settings.to_json() | {"data": data, "check": check}, checked, {}, with_base=False
     )
@@ -107,11 +101,19 @@ def command(
     console.say(f"next: tt compare {weights.name} --compare-base")
 
 
+def show_adapter(weights: "Weights") -> None:
+    """Which adapter it is, and what of it the user should know."""
+    console.say(f"adapter: {weights.name}")
+    if weights.note:
+        console.warn(weights.note)
+
+
 def chat_with(weights: "Weights", base: str, questions: "Questions") -> None:
     """A chat in the terminal, until its end."""
     from tinkertools.chatting import chat
 
     try:
+        show_adapter(weights)
         chat(weights, base, questions, console.read_line, console.data, console.say)
     except KeyboardInterrupt:
         raise Interrupted("stopped", hint="tt test --interactive begins a new chat") from None
