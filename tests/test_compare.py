@@ -84,6 +84,17 @@ def test_compare_with_the_base(tt: Tt, tiny: str, trained: Path) -> None:
         assert score["nll"] == pytest.approx(nll, abs=1e-4)
         assert score["perplexity"] == pytest.approx(math.exp(nll), rel=1e-3)
         assert score["trained_tokens"] == count
+    [comparison] = results["comparisons"]
+    examples = results["likelihood"]["examples"]
+    changes = {
+        number: (example["nll"]["lora"] - example["nll"]["base"]) / example["trained_tokens"]
+        for number, example in enumerate(examples)
+    }
+    assert [entry["example"] for entry in comparison["improved"]] == sorted(changes, key=changes.__getitem__)
+    assert [entry["difference"] for entry in comparison["improved"]] == pytest.approx(sorted(changes.values()))
+    assert comparison["worsened"] == []
+    most = examples[min(changes, key=changes.__getitem__)]["messages"][0]["content"]
+    assert f"improved most: {min(changes.values()):+.2f} on “{most}”" in found.err
     for words in ("prompt", "base", trained.name[:12], "yes", "NLL per trained token", f"{base_nll:.4f}", f"{count}"):
         assert words in found.out
 

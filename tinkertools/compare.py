@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 DEFAULTS = AnswerDefaults()
 
+# As much of a conversation is quoted, in characters.
+_QUOTED = 60
+
 
 def command(
     runs: Annotated[
@@ -180,6 +183,19 @@ def show(found: "Found", results: dict[str, Any], output: Path) -> None:
         console.say(f"{titles[comparison['of']]} against {titles[comparison['against']]}:")
         for finding in findings(comparison):
             console.say(f"  {finding.sentence}")
+        for kind in ("improved", "worsened"):
+            for change in comparison.get(kind, ())[:1]:
+                messages = results["likelihood"]["examples"][change["example"]]["messages"]
+                console.say(f"  {kind} most: {change['difference']:+.2f} on {_quoted(messages)}")
         if comparison["unit"] == "bits_per_byte":
             console.warn("their tokens are not the same: they are compared by bits per byte")
     console.say(f"results: {output}")
+
+
+def _quoted(messages: "Sequence[dict[str, Any]]") -> str:
+    """How a conversation begins, for people."""
+    from tinkertools.chat.examples import texts_of
+
+    asked = next((message for message in messages if message["role"] == "user"), messages[0])
+    text = " ".join("".join(texts_of(asked)).split())
+    return f"“{text if len(text) <= _QUOTED else text[: _QUOTED - 1] + '…'}”"

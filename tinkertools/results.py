@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 RESULTS_VERSION = 2
 
+# Conversations that are named of those that improved and worsened most.
+_FURTHEST = 5
+
 # Verdicts on each prompt, by the model and the one that it is held against.
 Verdicts = Mapping[tuple[str, str], "Sequence[Verdict | None]"]
 
@@ -271,6 +274,10 @@ def _comparison(
         comparison["difference"] = asdict(difference) | {"note": difference.note}
         means = [[value / weight for value, weight in zip(side, weights, strict=True)] for side in (first, second)]
         comparison["wins"] = asdict(statistics.win_rate(*means))
+        numbers = [number for number, one in enumerate(found.scored) if _is_counted(one, found)]
+        changes = [(a - b, number) for number, a, b in zip(numbers, *means, strict=True)]
+        comparison["improved"] = _furthest([change for change in sorted(changes) if change[0] < 0])
+        comparison["worsened"] = _furthest([change for change in sorted(changes, reverse=True) if change[0] > 0])
     pairs = zip(outcomes[ours.label], outcomes[theirs.label], strict=True)
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
     if known:
@@ -283,6 +290,11 @@ def _comparison(
         won = statistics.wins(counts["won"], counts["tied"], counts["lost"])
         comparison["judge"] = asdict(won) | {name: counts[name] for name in ("undecided", "order_decided")}
     return comparison
+
+
+def _furthest(changes: Sequence[tuple[float, int]]) -> list[dict[str, Any]]:
+    """The first few changes, each with the place of its conversation among the examples of the likelihood."""
+    return [{"example": number, "difference": change} for change, number in changes[:_FURTHEST]]
 
 
 def _paired(
