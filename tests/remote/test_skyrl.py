@@ -413,7 +413,8 @@ def test_weights_on_the_server_answer(
     assert ran.code == 0, ran.err
     results = json.loads((workplace / "a.json").read_text())
     assert (results["base_model"], results["lora_weights"]) == (served, path)
-    assert [set(result) for result in results["results"]] == [{"prompt", "lora_response"}]
+    keys = {"prompt", "reference", "lora_response", "answers"}
+    assert [set(result) for result in results["results"]] == [keys]
 
 
 def test_the_merged_model_answers_as_the_server(
