@@ -7,7 +7,9 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,18 @@ def ids(run: RunDirectory) -> Any:
     return json.loads((run.path / "tracking.json").read_bytes())
 
 
+def whole_records(folder: Path) -> list[Any]:
+    """All records of an offline run: its own process writes them, and the last one says that there are no more."""
+    found: list[Any] = []
+    for _ in range(600):
+        with suppress(Exception):  # not there yet, or half of a record: what is read then can be anything
+            found = list(wandb_records(folder))
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.1)
+    pytest.fail(f"{folder} never ended: {[record.WhichOneof('record_type') for record in found]}")
+
+
 def wandb_records(folder: Path) -> Iterator[Any]:
     """The records of an offline run: a LevelDB log after seven bytes, in blocks of 32 KiB."""
     from wandb.proto import wandb_internal_pb2
@@ -103,7 +117,7 @@ def test_wandb_gets_values_and_steps_and_goes_on_by_id(run: RunDirectory) -> Non
     # Two of one second are told apart by what follows the id.
     assert len(folders) == 2 and all(known["id"] in folder.name for folder in folders)
     found, begun, kinds = [], [], set()
-    for record in (record for folder in folders for record in wandb_records(folder)):
+    for record in (record for folder in folders for record in whole_records(folder)):
         kinds.add(record.WhichOneof("record_type"))
         if record.HasField("run"):
             begun.append((record.run.run_id, record.run.project, record.run.display_name))
