@@ -220,6 +220,7 @@ def test_checks_are_counted_among_prompts_that_have_one() -> None:
         (["test"], 1, "no run under checkpoints"),
         (["compare", "nothing"], 1, "no adapter at nothing"),
         (["compare", "--output", "."], 1, ". is a directory, not a file"),
+        (["compare", "--judge-rate", "5"], 2, "none is named"),
     ],
 )
 def test_nothing_to_test(tt: Tt, tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
@@ -261,3 +262,11 @@ def test_a_prompt_without_an_answer_is_told_in_its_place(tt: Tt, tiny: str, trai
     assert second["lora_response"] is None
     assert "the model takes 128" in second["errors"]["lora_response"]
     assert "[no answer: a sequence of" in " ".join(found.out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("options", [["--data-prompts", 3], ["--data", "data.jsonl", "--data-prompts", -1]])
+@pytest.mark.parametrize("command", ["test", "compare"])
+def test_prompts_of_the_data_need_data(tt: Tt, trained: Path, command: str, options: list[object]) -> None:
+    found = tt(command, *options)
+    assert (found.code, found.out) == (2, "")
+    assert "it is how many conversations of --data are asked as well" in found.err

@@ -91,6 +91,8 @@ def command(
     checked = parse_check(check) if check is not None else None
     judging = parse_judge(judge, base_url) if judge is not None else None
     price = parse_price(judge_price) if judge_price is not None else None
+    if judge is None and (judge_rate is not None or judge_price is not None):
+        raise UsageError("--judge-rate and --judge-price are of a judge, and none is named", hint="add --judge MODEL")
     for written in filter(None, (output, report)):
         check_writable_file(written)
     names: list[str | None] = [*(runs or []), *([lora_weights] if lora_weights else [])]

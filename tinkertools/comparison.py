@@ -14,7 +14,7 @@ from tinkertools.adapters.peft_files import ADAPTER_CONFIG
 from tinkertools.answers import Answer, Settings, answers, rendered, score
 from tinkertools.config import AUTO_RENDERER, Engine, PrepareDefaults, ServerSettings
 from tinkertools.engines import Choice, choose_for_weights, open_service
-from tinkertools.errors import EngineError, Interrupted, RunError
+from tinkertools.errors import EngineError, Interrupted, RunError, UsageError
 from tinkertools.evaluation import trained_bytes
 from tinkertools.kept import Kept, key_of
 from tinkertools.prompts import Prompt, default_prompts, load_prompts, prompts_of
@@ -73,6 +73,13 @@ class Questions:
     engine: Engine
     server: ServerSettings
     timeout: float
+
+    def __post_init__(self) -> None:
+        if self.data_prompts < 0 or (self.data_prompts and self.data is None):
+            raise UsageError(
+                f"--data-prompts {self.data_prompts}: it is how many conversations of --data are asked as well",
+                hint="--data FILE --data-prompts 20",
+            )
 
 
 @dataclass
@@ -341,16 +348,21 @@ def _ask_for_base(service: "Service", choice: Choice, adapters: Sequence[Weights
     """The base model of weights on a server.
 
     Raises:
-        RunError: it does not say.
+        RunError: it does not say, or they have different ones.
     """
     from tinkertools import remote
 
     assert isinstance(service, remote.ServiceClient)
-    path = adapters[0].source(choice.engine)
-    found = service.base_model_of(path)
-    if found is None:
-        raise RunError(f"the server does not say what {path} was trained on", hint="add --base-model MODEL")
-    return found
+    found: dict[str, str] = {}
+    for path in (weights.source(choice.engine) for weights in adapters):
+        base = service.base_model_of(path)
+        if base is None:
+            raise RunError(f"the server does not say what {path} was trained on", hint="add --base-model MODEL")
+        found[base] = path
+    if len(found) > 1:
+        listed = ", ".join(f"{path} on {base}" for base, path in found.items())
+        raise RunError(f"weights on the server with different base models: {listed}", hint="compare them one by one")
+    return next(iter(found))
 
 
 def renderer_of(named: str, adapters: Sequence[Weights]) -> str:

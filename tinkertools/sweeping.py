@@ -164,7 +164,7 @@ def sweep_of(given: Given, resume: str | None, ask: Ask) -> Sweep | None:
         RunError: the sweep's directory is there, or is damaged.
     """
     if resume is not None:
-        directory = find_sweep(resume, given.values.get("output_dir", OUTPUT_DIR))
+        directory = find_sweep(resume, given.values.get("output_dir") or OUTPUT_DIR)
         if directory is not None:
             return _resumed(directory, given)
         if given.grid:

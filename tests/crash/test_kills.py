@@ -85,7 +85,7 @@ def test_killed_at_every_point(server: ForkServer, straight: Straight, tmp_path:
 def test_killed_at_many_random_instants(server: ForkServer, straight: Straight, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     faults = [Fault(cpu_seconds=chance.uniform(0.05, 0.65) * straight.ended.computed) for _ in range(5)]
-    print(f"{live_through(server, straight, tmp_path, faults)} kills")
+    assert live_through(server, straight, tmp_path, faults) >= 3
 
 
 def test_the_points_are_all_there(straight: Straight) -> None:

@@ -1,6 +1,7 @@
 """The training log is valid JSON at every instant, and costs what its entries cost."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tinkertools.errors import RunError
 from tinkertools.files import write_bytes
 from tinkertools.runs import log as logs
-from tinkertools.runs.log import TrainingLog
+from tinkertools.runs.log import TrainingLog, best_of
 
 
 def on_disk(path: Path) -> dict[str, Any]:
@@ -103,3 +104,14 @@ def test_100_000_steps_cost_a_few_times_their_entries(tmp_path: Path, monkeypatc
     assert sum(written) < 5 * size
     assert len(written) < 40
     assert len(on_disk(path)["steps"]) == 100_000
+
+
+def test_what_is_no_number_is_none_again_after_a_resume(tmp_path: Path) -> None:
+    with TrainingLog(tmp_path / "log.json") as log:
+        log.add_step({"step": 1, "loss": math.nan})
+        log.add_eval({"step": 1, "nll": math.inf})
+    assert json.loads((tmp_path / "log.json").read_bytes())["steps"] == [{"step": 1, "loss": None}]
+    again = TrainingLog.reopen(tmp_path / "log.json", 2)
+    assert math.isnan(again.steps[0]["loss"])
+    assert math.isnan(again.evals[0]["nll"])
+    assert best_of(again.evals) is None

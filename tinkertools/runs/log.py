@@ -66,10 +66,12 @@ class TrainingLog:
         """
         try:
             content = orjson.loads(path.read_bytes())
-            kept = [[entry for entry in content[name] if entry["step"] < next_step] for name in ("steps", "evals")]
+            kept = [
+                [_numbers(entry) for entry in content[name] if entry["step"] < next_step] for name in ("steps", "evals")
+            ]
         except FileNotFoundError:
             return cls(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{path} is not readable: {error}", hint="move it away to go on without it") from error
         return cls(path, *kept)
 
@@ -134,6 +136,11 @@ def best_of(evals: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The evaluation with the lowest NLL, the first of equals; None where none has a number."""
     known = [entry for entry in evals if entry["nll"] is not None and math.isfinite(entry["nll"])]
     return min(known, key=lambda entry: entry["nll"], default=None)
+
+
+def _numbers(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry as it was: JSON has no NaN, which is written as null."""
+    return {name: math.nan if value is None else value for name, value in entry.items()}
 
 
 def _joined(entry: dict[str, Any], *, first: bool) -> bytes:
