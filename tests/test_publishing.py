@@ -14,7 +14,8 @@ from model_hub import ModelHub
 import tinkertools
 from tinkertools.config import TIMEOUT_SECONDS, ServerSettings
 from tinkertools.errors import UploadError, UsageError
-from tinkertools.publishing import Options, Voice, check_ready, options_of_run, publish
+from tinkertools.publishing import Options, check_ready, options_of_run, publish
+from tinkertools.reporting import Voice
 from tinkertools.reporting import Report
 from tinkertools.runs.directory import RunDirectory
 

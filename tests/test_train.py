@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tinkertools import console
 from tinkertools.adapters.peft_files import is_adapter
 from tinkertools.chat.batching import Batches
-from tinkertools.chat.datums import Fitted
 from tinkertools.chat.examples import Example
 from tinkertools.config import TrainConfig
 from tinkertools.loop import Ended, Loop
+from tinkertools.methods.sft import Supervised
 from tinkertools.runs.directory import RunDirectory
 from tinkertools.runs.log import TrainingLog
 from tinkertools.stopping import StopRequest
@@ -356,8 +356,7 @@ def test_two_steps_are_in_flight(tmp_path: Path) -> None:
         loop = Loop(
             client,
             service,
-            Fitted([example] * 4),
-            Batches(4, 1, 0),
+            Supervised(client, lambda step: [example], Batches(4, 1, 0).epoch_of, None),
             config,
             RunDirectory(tmp_path),
             log,

@@ -12,6 +12,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from tinkertools.errors import RunError, UsageError
 
 Engine = Literal["auto", "tinker", "local"]
+MethodName = Literal["sft", "dpo", "reward", "rl", "distill", "selfplay"]
+PresetName = Literal["quick", "standard", "quality"]
+PolicyLoss = Literal["importance_sampling", "ppo", "cispo"]
+PreferenceLoss = Literal["sigmoid", "ipo"]
 Schedule = Literal["linear", "cosine", "constant"]
 Overlength = Literal["error", "drop", "truncate"]
 TrainOnWhat = Literal[
@@ -92,12 +96,13 @@ class Setting:
     """What belongs to a field of `TrainConfig`, beside its type and its default.
 
     Attributes:
-        key: its place in the YAML file, `section.key`.
+        key: its place in the YAML file, `section.key`, or `key` alone.
         help: what it is, for `--help` and for readers of the file.
         on_resume: whether it may change when a run goes on.
         sweep: whether a list of values makes a grid of runs.
         flag: the switch that sets it, where it is one; a `--no-…` alone switches it off.
         expects: what its values are, in words, where type and bounds do not say it.
+        methods: those it counts for; empty where that is all of them.
     """
 
     key: str
@@ -106,6 +111,7 @@ class Setting:
     sweep: bool = False
     flag: str = ""
     expects: str = ""
+    methods: tuple[MethodName, ...] = ()
 
 
 # Larger whole numbers than this are no numbers to torch, or to a server.
@@ -166,6 +172,18 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, allow_inf_nan=False)
 
+    method: Annotated[
+        MethodName,
+        Setting(
+            "method",
+            "sft: conversations; dpo and reward: preferences; rl: rewards; distill: a teacher; selfplay: a game.",
+        ),
+    ] = "sft"
+    preset: Annotated[
+        PresetName | None,
+        Setting("preset", "Rank, learning rate and batch that work as a start; what is given beside it wins."),
+    ] = None
+
     base_model: Annotated[
         str,
         BeforeValidator(_at_home),
@@ -213,7 +231,11 @@ class TrainConfig(BaseModel):
             expects="a number of at least 0 and less than 1",
         ),
     ] = 0.0
-    batch: Annotated[int, _Positive, Setting("dataset.batch_size", "Conversations a step.", sweep=True)] = 64
+    batch: Annotated[
+        int,
+        _Positive,
+        Setting("dataset.batch_size", "Conversations a step; or pairs, prompts, or games.", sweep=True),
+    ] = 64
     max_length: Annotated[
         int,
         _Count,
@@ -231,6 +253,7 @@ class TrainConfig(BaseModel):
             "ALL_USER_AND_SYSTEM_MESSAGES, or CUSTOMIZED (messages have trainable, weight or loss_weight); in any "
             "case.",
             sweep=True,
+            methods=("sft", "distill"),
         ),
     ] = TRAIN_ON_WHAT
     cache: Annotated[
@@ -247,7 +270,7 @@ class TrainConfig(BaseModel):
         Annotated[float, Field(gt=0)] | Literal["auto"],
         Setting(
             "training.learning_rate",
-            "The peak: a number, or auto for the published formula of the model's family.",
+            "The peak: a number, or auto for the published formula of the model's family, lowered for the method.",
             sweep=True,
             expects="a number above 0, or auto",
         ),
@@ -281,6 +304,137 @@ class TrainConfig(BaseModel):
         _Count,
         Setting("training.early_stop", "Stop after so many evaluations without improvement; 0 never does."),
     ] = 0
+
+    beta: Annotated[
+        float,
+        Field(gt=0),
+        Setting(
+            "preference.beta",
+            "How much the answers' likelihoods count against the starting model's: more of it stays nearer to that.",
+            sweep=True,
+            expects="a number above 0",
+            methods=("dpo",),
+        ),
+    ] = 0.1
+    preference_loss: Annotated[
+        PreferenceLoss,
+        Setting("preference.loss", "sigmoid is DPO's own; ipo does not push pairs apart for ever.", sweep=True,
+                methods=("dpo",)),
+    ] = "sigmoid"  # fmt: skip
+    label_smoothing: Annotated[
+        float,
+        Field(ge=0, lt=0.5),
+        Setting(
+            "preference.label_smoothing",
+            "The share of pairs that are taken to be the wrong way round.",
+            sweep=True,
+            expects="a number of at least 0 and less than 0.5",
+            methods=("dpo", "reward"),
+        ),
+    ] = 0.0
+
+    reward: Annotated[
+        str,
+        Setting(
+            "rl.reward",
+            "What an answer is worth: math, regex:PATTERN, code, judge:MODEL, score:RUN, or MODULE:FUNCTION.",
+            methods=("rl",),
+        ),
+    ] = ""
+    reward_timeout: Annotated[
+        float,
+        Field(gt=0),
+        Setting(
+            "rl.reward_timeout",
+            "Seconds that the reward of an answer may take.",
+            on_resume="free",
+            expects="a number above 0",
+            methods=("rl",),
+        ),
+    ] = 30.0
+    group_size: Annotated[
+        int,
+        _Positive,
+        Setting("rl.group_size", "Answers to each prompt.", sweep=True, methods=("rl", "distill")),
+    ] = 8
+    policy_loss: Annotated[
+        PolicyLoss,
+        Setting("rl.loss", "How answers are learnt from.", sweep=True, methods=("rl", "distill", "selfplay")),
+    ] = "importance_sampling"
+    kl_penalty: Annotated[
+        float,
+        Field(ge=0),
+        Setting(
+            "rl.kl_penalty",
+            "How much going away from the starting model costs; 0 asks nothing of it.",
+            sweep=True,
+            expects="a number of 0 or more",
+            methods=("rl",),
+        ),
+    ] = 0.0
+    refresh_every: Annotated[
+        int,
+        _Positive,
+        Setting(
+            "rl.refresh_every",
+            "Steps whose answers come from the same weights; more of them overlap sampling and training.",
+            sweep=True,
+            methods=("rl", "distill"),
+        ),
+    ] = 1
+    max_tokens: Annotated[
+        int,
+        _Positive,
+        Setting("rl.max_tokens", "Most tokens an answer.", sweep=True, methods=("rl", "distill", "selfplay")),
+    ] = 256
+    temperature: Annotated[
+        float,
+        Field(gt=0),
+        Setting(
+            "rl.temperature",
+            "Of the answers that are trained on.",
+            sweep=True,
+            expects="a number above 0",
+            methods=("rl", "distill", "selfplay"),
+        ),
+    ] = 1.0
+
+    teacher: Annotated[
+        str | None,
+        BeforeValidator(_or_nothing),
+        Setting(
+            "distillation.teacher",
+            "A base model, a run, or a tinker:// path. Left out: the model that is trained, as it is at the start.",
+            methods=("distill",),
+        ),
+    ] = None
+    teacher_system: Annotated[
+        str | None,
+        Setting(
+            "distillation.teacher_system",
+            "A system message that only the teacher sees: text, or a file that holds it.",
+            methods=("distill",),
+        ),
+    ] = None
+    on_policy: Annotated[
+        bool,
+        Setting(
+            "distillation.on_policy",
+            "The student answers and the teacher says how likely that was, or the teacher answers.",
+            flag="--on-policy/--off-policy",
+            methods=("distill",),
+        ),
+    ] = False
+
+    game: Annotated[
+        str,
+        Setting("selfplay.game", "What is played: nim, or MODULE:CLASS.", methods=("selfplay",)),
+    ] = "nim"
+    eval_games: Annotated[
+        int,
+        _Positive,
+        Setting("selfplay.eval_games", "Games against the fixed opponent an evaluation.", methods=("selfplay",)),
+    ] = 100
 
     save_every: Annotated[
         int,
@@ -468,14 +622,42 @@ class TrainConfig(BaseModel):
                 "run_name", "--log-path is the whole path of the run, and --run-name its last part",
                 hint="leave one of them out",
             )  # fmt: skip
+        self._fit_the_method()
         if self.upload and not self.hf_repo_id:
             raise SettingError("upload", "--upload needs the repository", hint="add --hf-repo-id USER/NAME")
         return self
 
+    def _fit_the_method(self) -> None:
+        for name, info in type(self).model_fields.items():
+            methods = setting(name).methods
+            if methods and self.method not in methods and getattr(self, name) != info.default:
+                flag = setting(name).flag.partition("/")[0] or f"--{name.replace('_', '-')}"
+                raise SettingError(
+                    name, f"{flag} is of --method {' and '.join(methods)}, and this is {self.method}",
+                    hint="leave it out",
+                )  # fmt: skip
+        if self.method == "rl" and not self.reward:
+            raise SettingError(
+                "reward", "--method rl needs --reward: what an answer is worth",
+                hint="for example --reward math, or --reward rewards.py:FUNCTION",
+            )  # fmt: skip
+        if self.method == "rl" and self.group_size < 2:
+            raise SettingError(
+                "group_size", "--group-size 1: an answer is held against the others of its group", hint="--group-size 8"
+            )
+        if self.method == "selfplay" and (self.data or self.eval_data or self.val_fraction):
+            raise SettingError(
+                "data", "--method selfplay makes its own data, by playing", hint="leave --data and --eval-data out"
+            )
+        if self.method == "selfplay" and not self.max_steps:
+            raise SettingError(
+                "max_steps", "--method selfplay has no epochs: say how long it goes on", hint="--max-steps 100"
+            )
+
     @property
     def evaluates(self) -> bool:
-        """Whether there are data to evaluate on."""
-        return bool(self.eval_data or self.val_fraction)
+        """Whether there is something to evaluate on."""
+        return bool(self.eval_data or self.val_fraction) or self.method == "selfplay"
 
     @property
     def trackers(self) -> tuple[TrackerName, ...]:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tinkertools.errors import TinkertoolsError, without_secrets
-from tinkertools.reporting import Report
+from tinkertools.reporting import Report, Voice
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tinkertools.chat.examples import Example
-    from tinkertools.chat.rendering import Renderer, RendererChoice
-    from tinkertools.data import Ready
+    from tinkertools.chat.rendering import Renderer
 
 # How often progress is a line where there is no terminal to redraw.
 _LINE_SECONDS = 10.0
@@ -118,6 +117,11 @@ def json_data(value: Any) -> None:
     import orjson
 
     data(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+
+
+def voice() -> Voice:
+    """How a command speaks, for those who do its work."""
+    return Voice(say, warn, waiting, progress)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, lines: bool = False) -> None:
@@ -306,45 +310,6 @@ def _ascii(line: str) -> str:
     """A line of a chart for a terminal that has no other characters."""
     plain = line.translate(str.maketrans("●┤└─", "o|+-"))
     return "".join("." if "\u2800" <= c <= "\u28ff" else c if c.isascii() else "?" for c in plain)
-
-
-def show_renderer(choice: "RendererChoice", train_on_what: str) -> None:
-    """How conversations are written for the model, why so, and what of them is trained."""
-    say(f"renderer: {choice.name} ({choice.reason}), trained on {train_on_what}")
-
-
-def show_data(ready: "Ready") -> None:
-    """What will be trained on, where it came from, and what was done to make it fit; every row is accounted for."""
-    from tinkertools.chat.preview import lengths
-
-    rendered, fitted = ready.rendered, ready.fitted
-    say(ready.tokenised)
-    share = fitted.trained_tokens / fitted.tokens
-    say(
-        f"examples: {len(fitted.examples):,} of {ready.conversations:,} conversations, with {fitted.tokens:,} tokens, "
-        f"{fitted.trained_tokens:,} of them trained ({share:.1%})"
-    )
-    say(f"tokens an example: {lengths(rendered.examples)}; limit {_number(ready.max_length)}")
-    if rendered.split:
-        say(
-            f"split: {rendered.split:,} conversations into {rendered.examples_of_split:,} examples, since the "
-            "renderer rewrites earlier turns"
-        )
-    if rendered.saved_tokens:
-        say(f"saved: {rendered.saved_tokens:,} tokens, since turns that share their history are trained in one example")
-    counts = {
-        f"cut, {fitted.cut_tokens:,} tokens in all": fitted.cut,
-        "dropped as too long": fitted.dropped,
-        "dropped, since no whole turn fits": fitted.unfinished,
-        "left out, with nothing to train": fitted.untrained,
-    }
-    if any(counts.values()):
-        warn("; ".join(f"{count:,} {what}" for what, count in counts.items() if count))
-    say(f"self-check: {ready.checked} conversations are trained exactly as they are sampled")
-
-
-def _number(value: int | None) -> str:
-    return "not known" if value is None else f"{value:,}"
 
 
 def show_examples(renderer: "Renderer", examples: Sequence["Example"]) -> None:

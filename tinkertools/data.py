@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from tinkertools.chat import cache
 from tinkertools.chat.conversations import Conversation
 from tinkertools.chat.datums import Fitted, fit
+from tinkertools.chat.preview import lengths
 from tinkertools.chat.rendering import RenderedData, Renderer, render_all
 from tinkertools.chat.selfcheck import check
 from tinkertools.config import Overlength, PrepareDefaults
 from tinkertools.local.limits import Limits
-from tinkertools.reporting import ProgressMaker
+from tinkertools.reporting import ProgressMaker, Voice
 
 
 @dataclass(frozen=True)
@@ -72,3 +73,34 @@ def make_ready(
     limit = min(known, default=None)
     fitted = fit(rendered, len(conversations), limit, overlength, renderer.stop_tokens)
     return Ready(rendered, fitted, len(conversations), limit, tokenised, checked)
+
+
+def tell(ready: Ready, voice: Voice) -> None:
+    """What will be trained on, where it came from, and what was done to make it fit; every row is accounted for."""
+    rendered, fitted = ready.rendered, ready.fitted
+    voice.say(ready.tokenised)
+    share = fitted.trained_tokens / fitted.tokens
+    voice.say(
+        f"examples: {len(fitted.examples):,} of {ready.conversations:,} conversations, with {fitted.tokens:,} tokens, "
+        f"{fitted.trained_tokens:,} of them trained ({share:.1%})"
+    )
+    limit = "not known" if ready.max_length is None else f"{ready.max_length:,}"
+    voice.say(f"tokens an example: {lengths(rendered.examples)}; limit {limit}")
+    if rendered.split:
+        voice.say(
+            f"split: {rendered.split:,} conversations into {rendered.examples_of_split:,} examples, since the "
+            "renderer rewrites earlier turns"
+        )
+    if rendered.saved_tokens:
+        voice.say(
+            f"saved: {rendered.saved_tokens:,} tokens, since turns that share their history are trained in one example"
+        )
+    counts = {
+        f"cut, {fitted.cut_tokens:,} tokens in all": fitted.cut,
+        "dropped as too long": fitted.dropped,
+        "dropped, since no whole turn fits": fitted.unfinished,
+        "left out, with nothing to train": fitted.untrained,
+    }
+    if any(counts.values()):
+        voice.warn("; ".join(f"{count:,} {what}" for what, count in counts.items() if count))
+    voice.say(f"self-check: {ready.checked} conversations are trained exactly as they are sampled")

@@ -53,7 +53,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 def _parameter(name: str) -> inspect.Parameter:
     """The option of a field, as Typer takes it."""
     about = setting(name)
-    panel = _PANELS[about.key.partition(".")[0]]
+    panel = _PANELS[about.key.rpartition(".")[0]]
     if about.flag:
         option = typer.Option(
             about.flag, help=_with_default(about.help, _switch_default(name)), rich_help_panel=panel, show_default=False
@@ -69,9 +69,14 @@ def _parameter(name: str) -> inspect.Parameter:
 
 
 _PANELS = {
+    "": "Method",
     "model": "Model",
     "dataset": "Data",
     "training": "Training",
+    "preference": "Preferences: --method dpo, reward",
+    "rl": "Answers: --method rl, distill, selfplay",
+    "distillation": "Distillation: --method distill",
+    "selfplay": "Self-play: --method selfplay",
     "checkpointing": "Evaluating and saving",
     "post_training": "After training",
     "logging": "Where it is written",

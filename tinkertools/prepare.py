@@ -162,19 +162,19 @@ def show_preview(options: PrepareOptions) -> None:
     from tinkertools.chat.records import read_all
     from tinkertools.chat.rendering import choose_renderer, load_renderer
     from tinkertools.chat.sources import find_source
-    from tinkertools.data import make_ready
+    from tinkertools.data import make_ready, tell
     from tinkertools.local.limits import Limits, limits_of
 
     base_model = options.base_model or str(STARTER_MODEL)
     conversations, _ = read_all(find_source(str(options.output)), DEFAULTS.errors_shown)
-    console.show_renderer(choose_renderer(base_model, options.renderer), TRAIN_ON_WHAT)
+    console.say(choose_renderer(base_model, options.renderer).words(TRAIN_ON_WHAT))
     renderer = load_renderer(base_model, options.renderer)
     limits = limits_of(base_model) if Path(base_model).is_dir() else Limits(None, None)
     ready = make_ready(
         renderer, conversations, fingerprint(conversations), limits, console.progress, overlength="truncate"
     )
     console.show_examples(renderer, ready.rendered.examples[: options.preview])
-    console.show_data(ready)
+    tell(ready, console.voice())
 
 
 def summary(counts: Counts) -> str:

@@ -15,7 +15,7 @@ from tinkertools.chat.tokenizing import LOADING_HINT
 from tinkertools.config import AnswerDefaults, ServerSettings
 from tinkertools.errors import ModelError, RunError, UsageError
 from tinkertools.files import AGAIN
-from tinkertools.reporting import Notify, ProgressMaker
+from tinkertools.reporting import Notify, Voice
 
 if TYPE_CHECKING:
     from tinkertools.adapters.export import Served
@@ -25,16 +25,6 @@ _CARD = "README.md"
 _CURVE = "loss.svg"
 _RUN_CONFIG = "tinkertools_run.json"
 _RUN_LOG = "training_log.json"
-
-
-@dataclass(frozen=True)
-class Voice:
-    """How a command speaks: what is done, what the user should know, what is waited for, and how far the work is."""
-
-    say: Notify
-    warn: Notify
-    waiting: Notify
-    progress: ProgressMaker
 
 
 @dataclass(frozen=True)

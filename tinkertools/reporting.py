@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -17,3 +18,13 @@ ProgressMaker = Callable[[str, float | None, str], AbstractContextManager[Report
 
 # Told a line of words: what is waited for, or what went another way.
 Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How a command speaks: what is done, what the user should know, what is waited for, and how far the work is."""
+
+    say: Notify
+    warn: Notify
+    waiting: Notify
+    progress: ProgressMaker

@@ -116,6 +116,9 @@ def read_file(path: Path) -> Given:
     """
     given = Given()
     for section, values, at in _items(_document(path), path):
+        if section in _sections()[""]:
+            _add_value(given, section, values, section, f"{at}: {section}")
+            continue
         if section not in _sections():
             raise _unknown(f"{at}: there is no section '{section}'", section, None)
         if _is_null(values):
@@ -137,10 +140,20 @@ def read_file(path: Path) -> Given:
                     given, name, [_from_file(name, item, key, place) for item in _listed(value, key, place)], place
                 )
                 given.places.setdefault(name, place)
-            elif (found := _from_file(name, value, key, place)) is not None:
-                given.values[name] = found
-                given.places[name] = place
+            else:
+                _add_value(given, name, value, key, place)
     return given
+
+
+def _add_value(given: Given, name: str, node: Any, key: str, place: str) -> None:
+    """A value that stands in a file; null is the same as none.
+
+    Raises:
+        UsageError: it is none of the setting's.
+    """
+    if not _is_null(node) and (found := _from_file(name, node, key, place)) is not None:
+        given.values[name] = found
+        given.places[name] = place
 
 
 def write_yaml(config: TrainConfig, grid: Mapping[str, Sequence[Any]], *, explained: bool = True) -> str:
@@ -153,11 +166,14 @@ def write_yaml(config: TrainConfig, grid: Mapping[str, Sequence[Any]], *, explai
     for section, keys in _sections().items():
         if section == SWEEP:
             continue
-        document[section] = written = CommentedMap()
+        written = document if not section else CommentedMap()
         for key, name in keys.items():
             written[key] = _quoted(values[name])
             if explained:
-                written.yaml_set_comment_before_after_key(key, before=setting(name).help, indent=2)
+                indent = 2 if section else 0
+                written.yaml_set_comment_before_after_key(key, before=setting(name).help, indent=indent)
+        if section:
+            document[section] = written
     if grid:
         document[SWEEP] = {_key(name): [*map(_quoted, found)] for name, found in grid.items()}
     out = io.StringIO()
@@ -190,7 +206,10 @@ def json_schema() -> dict[str, Any]:
                     values if {"type": "null"} in values.get("anyOf", ()) else {"anyOf": [values, {"type": "null"}]}
                 )
                 described[key] = values | {"description": setting(name).help, "default": properties[name]["default"]}
-        sections[section] = {"type": ["object", "null"], "properties": described, "additionalProperties": False}
+        if section:
+            sections[section] = {"type": ["object", "null"], "properties": described, "additionalProperties": False}
+        else:
+            sections |= described
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A run of tt train",
@@ -202,11 +221,14 @@ def json_schema() -> dict[str, Any]:
 
 @cache
 def _sections() -> dict[str, dict[str, str]]:
-    """The fields by section and key, in the order of `TrainConfig`; what can be swept by its key and its own name."""
+    """The fields by section and key, in the order of `TrainConfig`; what can be swept by its key and its own name.
+
+    What stands in a file outside of any section is under "".
+    """
     found: dict[str, dict[str, str]] = {}
     sweep: dict[str, str] = {}
     for name in TrainConfig.model_fields:
-        section, _, key = setting(name).key.partition(".")
+        section, _, key = setting(name).key.rpartition(".")
         found.setdefault(section, {})[key] = name
         if setting(name).sweep:
             sweep[key] = name
@@ -394,6 +416,10 @@ _EXAMPLES = {
     "wandb_project": "my-project",
     "wandb_name": "first",
     "base_url": "http://localhost:8000",
+    "reward": "math",
+    "teacher": "checkpoints/first",
+    "teacher_system": "system.txt",
+    "preset": "standard",
     "load_checkpoint_path": "checkpoints/first",
 }
 
@@ -568,7 +594,7 @@ def _unknown(message: str, word: str, section: str | None) -> UsageError:
                 f"{message}: it has one value in all runs", hint=f"these can be tried: {', '.join(known)}"
             )
     else:
-        known = list(sections if section is None else sections[section])
+        known = [*sections[""], *filter(None, sections)] if section is None else list(sections[section])
         meant = next((found for found in TrainConfig.model_fields if plain in (found, _key(found))), None)
         if meant:
             return UsageError(message, hint=_as_key(meant))
@@ -583,10 +609,10 @@ def _unknown(message: str, word: str, section: str | None) -> UsageError:
 
 def _as_key(name: str) -> str:
     """How a field is written in a file."""
-    section, _, key = setting(name).key.partition(".")
-    return f"write it as\n    {section}:\n      {key}: …"
+    section, _, key = setting(name).key.rpartition(".")
+    return f"write it as\n    {section}:\n      {key}: …" if section else f"write it as {key}: …, in no section"
 
 
 def _key(name: str) -> str:
     """The key of a field, in its section."""
-    return setting(name).key.partition(".")[2]
+    return setting(name).key.rpartition(".")[2]

@@ -4,7 +4,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tinkertools import __version__, console
-from tinkertools.config import CONFIG_VERSION, OUTPUT_DIR, AnswerDefaults, PrepareDefaults, ServerSettings, TrainConfig
+from tinkertools.config import CONFIG_VERSION, OUTPUT_DIR, AnswerDefaults, MethodName, ServerSettings, TrainConfig
 from tinkertools.engines import open_service
-from tinkertools.errors import DataError, EngineError, FileError, Interrupted, TinkertoolsError, UsageError
+from tinkertools.errors import EngineError, FileError, Interrupted, TinkertoolsError, UsageError
 from tinkertools.files import AGAIN
 from tinkertools.options import with_settings
 from tinkertools.planning import Plan, limits_of_model, plan_resumed, plan_run, resolve, start_of
@@ -24,19 +23,19 @@ from tinkertools.stopping import StoppedAtOnce, stop_on_interrupt, terminated_as
 
 if TYPE_CHECKING:
     from tinkertools.chat.batching import Batches
-    from tinkertools.chat.conversations import Conversation
     from tinkertools.chat.examples import Example
-    from tinkertools.chat.rendering import Renderer
-    from tinkertools.data import Ready
     from tinkertools.engines import SamplingClient, Service, TrainingClient
-    from tinkertools.evaluation import HeldOut
-    from tinkertools.local.limits import Limits
+    from tinkertools.methods import Material
     from tinkertools.runs.directory import RunDirectory
     from tinkertools.runs.log import TrainingLog
     from tinkertools.runs.states import State
     from tinkertools.space import Needs
     from tinkertools.sweeping import Sweep
 
+# What a step is made of.
+UNITS: dict[MethodName, str] = {
+    "sft": "examples", "dpo": "pairs", "reward": "pairs", "rl": "prompts", "distill": "prompts", "selfplay": "games",
+}  # fmt: skip
 # Examples that a dry run shows, and prompts that are answered while training.
 EXAMPLES_SHOWN = 2
 PROMPTS_ANSWERED = 3
@@ -164,15 +163,14 @@ def upload(plan: Plan) -> None:
     Raises:
         TinkertoolsError: it was not sent; the run is finished all the same, and the hint says how to go on.
     """
-    from tinkertools.publishing import Voice, options_of_run, publish
+    from tinkertools.publishing import options_of_run, publish
 
     config, run = plan.config, plan.run
     assert config.hf_repo_id is not None
     options = options_of_run(run, config.hf_repo_id, merged=config.merge, folder=config.download_dir)
     server = ServerSettings.from_environment(plan.choice.base_url)
-    voice = Voice(console.say, console.warn, console.waiting, console.progress)
     try:
-        console.say(publish(options, server, config.timeout, voice, private=config.hf_private))
+        console.say(publish(options, server, config.timeout, console.voice(), private=config.hf_private))
     except TinkertoolsError as error:
         again = f"tt upload --run {run.path} --hf-repo-id {config.hf_repo_id}"
         again += " --merge" * config.merge + " --hf-public" * (not config.hf_private)
@@ -218,22 +216,10 @@ def show_finished(plan: Plan) -> None:
     console.data(str(plan.run.path))
 
 
-@dataclass(frozen=True)
-class Data:
-    """What a run is made of: examples to train on and to evaluate on, prompts to answer, and what `config.json` says
-    of them."""
-
-    ready: "Ready"
-    held_out: "HeldOut | None"
-    conversations: "list[Conversation]"
-    renderer: "Renderer"
-    metadata: dict[str, Any]
-
-
 def train(plan: Plan) -> None:
     """Everything from data to summary, in order."""
-    from tinkertools.chat.batching import Batches
     from tinkertools.loop import Loop
+    from tinkertools.methods import Bench
     from tinkertools.runs.log import TrainingLog
     from tinkertools.runs.plots import write_plots
     from tinkertools.space import disk_may_fill, needs_of
@@ -252,24 +238,24 @@ def train(plan: Plan) -> None:
                 return
             run.remove_leftovers()
             saved = run.recover_state(console.warn)
-        data = data_of_run(plan, service, first=saved is None)
-        batches = Batches(len(data.ready.fitted.examples), config.batch, config.seed)
+        material, metadata = material_of_run(plan, service, first=saved is None)
         config = resolve(config, console.say)
-        total_steps = steps_in_all(config, batches)
+        total_steps = steps_in_all(config, material.batches)
         first_step = saved.next_step if saved else 1
         if plan.started is not None:
-            refuse_shorter(plan.given.values, total_steps, steps_in_all(plan.started, batches), first_step - 1)
+            refuse_shorter(plan.given.values, total_steps, steps_in_all(plan.started, material.batches), first_step - 1)
         warn_of_warmup(config, total_steps)
         needs = needs_of(config, total_steps)
         make_room(run, config, needs)
-        client, config = begin(plan, config, service, saved, data)
+        client, config = begin(plan, config, service, saved, metadata)
         if plan.metadata is None:
             held.enter_context(run.lock())
         else:
             at = f"step {first_step} of {total_steps}" if first_step <= total_steps else "the final weights"
             console.say(f"going on with {at}")
-            write_down_changes(plan, config, data.metadata, batches, first_step)
+            write_down_changes(plan, config, metadata, material.batches, first_step)
         held.enter_context(disk_may_fill(run, needs))
+        method = material.begin(Bench(client, service, config, plan.choice, run, saved, console.voice()))
         stop = held.enter_context(stop_on_interrupt(console.say))
         tracked = held.enter_context(
             tracking(
@@ -279,8 +265,8 @@ def train(plan: Plan) -> None:
         )  # fmt: skip
         with TrainingLog.reopen(run.log, first_step) as log:
             loop = Loop(
-                client, service, data.ready.fitted, batches, config, run, log, console.progress, console.warn,
-                held_out=data.held_out, tracking=tracked, answer=answering(config, run, data, first_step),
+                client, service, method, config, run, log, console.progress, console.warn,
+                tracking=tracked, answer=answering(config, run, material, first_step),
             )  # fmt: skip
             ended = loop.run(first_step, total_steps, stop)
         if ended.interrupted:
@@ -298,8 +284,35 @@ def train(plan: Plan) -> None:
         console.show_server_paths(run.server_paths(), downloaded=config.download)
 
 
+def material_of_run(plan: Plan, service: "Service | None", *, first: bool = True) -> "tuple[Material, dict[str, Any]]":
+    """What is trained on, made ready, and what `config.json` says of a run that starts on it now.
+
+    Args:
+        plan: the run.
+        service: is asked how long an example may be; None where no server is to be spoken to, as in a dry run, in
+            which what is too long is only counted.
+        first: whether the first step is still to come, for which the weights to start from count.
+
+    Raises:
+        DataError: there is nothing to train or to evaluate, or a row cannot be used.
+        RunError: the run that is to go on was started with others.
+    """
+    from tinkertools.methods import read_material
+
+    config = plan.config
+    console.say(f"base model: {config.base_model} ({plan.choice.reason})")
+    material = read_material(config, console.voice())
+    metadata = run_metadata(plan, material, first=first)
+    if plan.metadata is not None:
+        refuse_changed(plan.metadata, metadata, config, plan.run.path)
+        if note := unchecked(plan.metadata):
+            console.warn(note)
+    material.make_ready(limits_of_model(config, service), strict=service is not None)
+    return material, metadata
+
+
 def begin(
-    plan: Plan, config: TrainConfig, service: "Service", saved: "State | None", data: Data
+    plan: Plan, config: TrainConfig, service: "Service", saved: "State | None", metadata: dict[str, Any]
 ) -> "tuple[TrainingClient, TrainConfig]":
     """The client to train with and the configuration in effect; from now on the new run is there, not one before it."""
     with ExitStack() as old:
@@ -307,7 +320,7 @@ def begin(
             old.enter_context(plan.run.making_way())
         client, config = training_client(plan, config, service, saved)
         if plan.metadata is None:
-            plan.run.write_config(data.metadata | {"config": config.to_json()})
+            plan.run.write_config(metadata | {"config": config.to_json()})
     return client, config
 
 
@@ -334,70 +347,22 @@ def training_client(
     return client, config.changed(rank=start.rank or config.rank)
 
 
-def data_of_run(plan: Plan, service: "Service | None", *, first: bool = True, strict: bool = True) -> Data:
-    """The data made ready, and what `config.json` says of a run that starts on them now.
-
-    Args:
-        plan: the run.
-        service: is asked how long an example may be; None where no server is to be spoken to.
-        first: whether the first step is still to come, for which the weights to start from count.
-        strict: False where examples that are too long are only counted.
-
-    Raises:
-        DataError: there is nothing to train or to evaluate, or a row cannot be used.
-        RunError: the run that is to go on was started with others.
-    """
-    from tinkertools.chat.cache import fingerprint
-    from tinkertools.evaluation import HeldOut, trained_bytes
-
-    config = plan.config
-    conversations, held_out = read_data(plan)
-    renderer = find_renderer(config)
-    limits = limits_of_model(config, service)
-    hashed = fingerprint(conversations)
-    metadata = run_metadata(plan, hashed, conversations, held_out, renderer, first=first)
-    if plan.metadata is not None:
-        refuse_changed(plan.metadata, metadata, config, plan.run.path)
-        if note := unchecked(plan.metadata):
-            console.warn(note)
-    ready = make_data_ready(config, renderer, conversations, hashed, limits, strict=strict)
-    console.show_data(ready)
-    if not held_out:
-        return Data(ready, None, conversations, renderer, metadata)
-    named = f"--eval-data {config.eval_data}" if config.eval_data else f"--val-fraction {config.val_fraction}"
-    try:
-        held = make_data_ready(config, renderer, held_out, fingerprint(held_out), limits, strict=strict)
-    except DataError as error:
-        raise DataError(f"{named}: {error.message}", hint=error.hint) from error
-    examples = held.fitted.examples
-    lost = held.fitted.cut + held.fitted.dropped + held.fitted.unfinished + held.fitted.untrained
-    console.say(
-        f"held out: {len(examples):,} examples with {held.fitted.trained_tokens:,} trained tokens"
-        + (f" ({lost:,} cut or left out)" if lost else "")
-    )
-    evaluated = HeldOut(examples, trained_bytes(examples, renderer))
-    return Data(ready, evaluated, held_out, renderer, metadata)
-
-
 def answering(
-    config: TrainConfig, run: "RunDirectory", data: Data, first_step: int
+    config: TrainConfig, run: "RunDirectory", material: "Material", first_step: int
 ) -> "Callable[[int, SamplingClient], None] | None":
     """What has a few prompts answered and keeps the answers: of the held-out data, else the prompts that ship."""
     if not config.sample_every:
         return None
     from tinkertools.answers import Settings, ask
-    from tinkertools.prompts import default_prompts, load_prompts, prompts_of
+    from tinkertools.prompts import default_prompts, load_prompts
     from tinkertools.runs.samples import Samples
 
-    if data.held_out is not None:
-        prompts = prompts_of(data.conversations, PROMPTS_ANSWERED)
-    else:
-        prompts = load_prompts(default_prompts(config.base_model))[:PROMPTS_ANSWERED]
+    prompts = (material.asked or load_prompts(default_prompts(config.base_model)))[:PROMPTS_ANSWERED]
     settings = Settings(AnswerDefaults.max_tokens, temperature=0.0, seed=config.seed)
     samples = Samples.reopen(run.samples, first_step)
 
     def answer(step: int, sampler: "SamplingClient") -> None:
-        answers = ask(sampler, data.renderer, prompts, settings, lambda done, note="": None)
+        answers = ask(sampler, material.renderer, prompts, settings, lambda done, note="": None)
         pairs = zip(prompts, answers, strict=True)
         samples.add(step, [(prompt.messages, found.text, found.error) for prompt, found in pairs])
 
@@ -430,9 +395,9 @@ def warn_of_warmup(config: TrainConfig, total_steps: int) -> None:
         )
 
 
-def steps_in_all(config: TrainConfig, batches: "Batches") -> int:
-    """How many steps a run takes."""
-    return config.max_steps or config.epochs * batches.steps_per_epoch
+def steps_in_all(config: TrainConfig, batches: "Batches | None") -> int:
+    """How many steps a run takes; without batches there are no epochs, and the configuration says it."""
+    return config.max_steps or config.epochs * (batches.steps_per_epoch if batches else 0)
 
 
 @contextmanager
@@ -452,25 +417,27 @@ def resumable(plan: Plan) -> Iterator[None]:
 
 def show_plan(plan: Plan) -> None:
     """What would be trained on, shown token by token and counted, and what it takes; no run is made."""
-    from tinkertools.chat.batching import Batches
-    from tinkertools.estimates import total_tokens
-
     config = resolve(plan.config, console.say)
     console.say(write_yaml(config, {}, explained=False).rstrip())
-    data = data_of_run(plan, None, strict=False)
-    fitted = data.ready.fitted
-    console.show_examples(data.renderer, fitted.examples[:EXAMPLES_SHOWN])
-    if config.overlength == "error" and (too_long := fitted.cut + fitted.unfinished):
-        console.warn(f"training would stop: {too_long:,} examples are too long, and --overlength is error")
-    batches = Batches(len(fitted.examples), config.batch, config.seed)
+    material, _ = material_of_run(plan, None)
+    console.show_examples(material.renderer, material.examples[:EXAMPLES_SHOWN])
+    batches = material.batches
     total_steps = steps_in_all(config, batches)
-    tokens = total_tokens(fitted.examples, batches, total_steps)
-    console.say(f"steps: {total_steps:,} of {config.batch} examples, {batches.steps_per_epoch:,} an epoch")
-    console.say(f"tokens: {tokens:,} in all steps")
-    if config.engine == "local":
-        show_estimate(config, fitted.examples, batches, total_steps)
+    of = f"{config.batch} {UNITS[config.method]}"
+    console.say(
+        f"steps: {total_steps:,} of {of}" + (f", {batches.steps_per_epoch:,} an epoch" if batches is not None else "")
+    )
+    tokens = material.tokens(total_steps)
+    if tokens is None:
+        console.say("tokens: as many as the model will say; they are logged as they come")
     else:
+        console.say(f"tokens: {tokens:,} in all steps")
+    if config.engine == "tinker" and tokens is not None:
         show_cost(config, tokens)
+    elif config.method == "sft" and batches is not None:
+        show_estimate(config, material.examples, batches, total_steps)
+    else:
+        console.say(f"time, memory and cost are not estimated for --method {config.method}")
     console.say("this was a dry run: nothing is trained and no run is made; without --dry-run it is")
 
 
@@ -511,65 +478,16 @@ def show_cost(config: TrainConfig, tokens: int) -> None:
     )
 
 
-def read_data(plan: Plan) -> "tuple[list[Conversation], list[Conversation]]":
-    """The conversations to train on and those held out, and what they and the base model are, in words.
-
-    Raises:
-        DataError: a row cannot be used.
-    """
-    from tinkertools.chat.records import read_all
-    from tinkertools.chat.sources import find_source
-    from tinkertools.chat.splitting import split
-
-    config = plan.config
-    console.say(f"base model: {config.base_model} ({plan.choice.reason})")
-    conversations, row_format = read_all(find_source(config.data), PrepareDefaults.errors_shown, config.num_examples)
-    console.say(f"data: {config.data}: {len(conversations):,} conversations ({row_format.description})")
-    if config.val_fraction:
-        return split(conversations, config.val_fraction)
-    if not config.eval_data:
-        return conversations, []
-    held_out, row_format = read_all(find_source(config.eval_data), PrepareDefaults.errors_shown)
-    console.say(f"held out: {config.eval_data}: {len(held_out):,} conversations ({row_format.description})")
-    return conversations, held_out
-
-
-def find_renderer(config: TrainConfig) -> "Renderer":
-    """The renderer in effect, and why, in words."""
-    from tinkertools.chat.rendering import choose_renderer, load_renderer
-
-    console.show_renderer(choose_renderer(config.base_model, config.renderer), config.train_on_what)
-    return load_renderer(config.base_model, config.renderer, config.train_on_what)
-
-
-def make_data_ready(
-    config: TrainConfig, renderer: "Renderer", conversations: "list[Conversation]", hashed: str, limits: "Limits",
-    *, strict: bool,
-) -> "Ready":  # fmt: skip
-    """The data, rendered and fitted to the model."""
-    from tinkertools.data import make_ready
-
-    overlength = "truncate" if config.overlength == "error" and not strict else config.overlength
-    return make_ready(
-        renderer, conversations, hashed, limits, console.progress,
-        max_length=config.max_length, overlength=overlength, use_cache=config.cache,
-    )  # fmt: skip
-
-
-def run_metadata(
-    plan: Plan, hashed: str, conversations: "Sequence[Conversation]", held_out: "Sequence[Conversation]",
-    renderer: "Renderer", *, first: bool,
-) -> dict[str, Any]:  # fmt: skip
+def run_metadata(plan: Plan, material: "Material", *, first: bool) -> dict[str, Any]:
     """`config.json`: everything needed to repeat the run, and the fingerprints by which changes are seen."""
     from importlib.metadata import version
 
-    from tinkertools.chat.cache import fingerprint
     from tinkertools.fingerprints import fingerprints, of_weights
     from tinkertools.runs.directory import find_weights
 
     config = plan.config
     packages = ("tinker", "torch", "transformers", "peft", "tokenizers", "tml-renderers")
-    found = fingerprints(renderer, config.base_model, config.engine)
+    found = fingerprints(material.renderer, config.base_model, config.engine)
     if first and config.load_checkpoint_path is not None:
         found["start"] = of_weights(find_weights(config.load_checkpoint_path, config.output_dir))
     return {
@@ -577,19 +495,15 @@ def run_metadata(
         "tinkertools": __version__,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "config": config.to_json(),
-        "data": {
-            "fingerprint": hashed,
-            "conversations": len(conversations),
-            **({"held_out": fingerprint(held_out), "held_out_conversations": len(held_out)} if held_out else {}),
-        },
-        "renderer": renderer.name,
+        "data": material.data,
+        "renderer": material.renderer.name,
         "fingerprints": found,
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
     }
 
 
 def write_down_changes(
-    plan: Plan, config: TrainConfig, now: Mapping[str, Any], batches: "Batches", first_step: int
+    plan: Plan, config: TrainConfig, now: Mapping[str, Any], batches: "Batches | None", first_step: int
 ) -> None:
     """Bring `config.json` of a run that goes on up to date, where anything is new, and say what.
 
@@ -617,7 +531,7 @@ def write_down_changes(
 def show_summary(run: "RunDirectory", log: "TrainingLog", total_steps: int) -> None:
     """Where the run is, what it did, and what to type next."""
     from tinkertools.estimates import peak_memory
-    from tinkertools.runs.log import best_of
+    from tinkertools.runs.log import best_of, figures_shown, judged_by
     from tinkertools.runs.plots import smooth_loss
 
     steps, evals = log.steps, log.evals
@@ -626,10 +540,12 @@ def show_summary(run: "RunDirectory", log: "TrainingLog", total_steps: int) -> N
     tokens = sum(entry["tokens"] for entry in steps)
     trained = sum(entry["trained_tokens"] for entry in steps)
     console.say()
+    # Evaluations stand in the picture of the loss where they are of its kind.
+    marks = [(entry["step"], entry[judged_by(entry)]) for entry in evals if judged_by(entry) in ("nll", "loss")]
     console.chart(
-        "loss" + f", mean of {window} steps" * (window > 1) + " (● evaluation)" * bool(evals),
+        "loss" + f", mean of {window} steps" * (window > 1) + " (● evaluation)" * bool(marks),
         list(zip(x, losses, strict=True)),
-        marks=[(entry["step"], entry["nll"]) for entry in evals],
+        marks=marks,
     )
     console.say(f"run             {run.path}")
     if len(steps) < total_steps:
@@ -638,8 +554,8 @@ def show_summary(run: "RunDirectory", log: "TrainingLog", total_steps: int) -> N
     if best := best_of(evals):
         kept = next((f", kept as {path}" for step, path in run.checkpoints() if step == best["step"]), "")
         console.say(
-            f"held out        NLL {evals[-1]['nll']:.4f} at the end ({evals[-1]['bits_per_byte']:.3f} bits per byte); "
-            f"best {best['nll']:.4f} after step {best['step']}{kept if best is not evals[-1] else ''}"
+            f"held out        {figures_shown(evals[-1])} at the end; best {best[judged_by(best)]:.4f} after step "
+            f"{best['step']}{kept if best is not evals[-1] else ''}"
         )
     console.say(f"trained tokens  {trained:,} of {tokens:,} in {len(steps):,} steps, {console.seconds(seconds)}")
     console.say(f"speed           {tokens / seconds:,.0f} tokens/s")

@@ -9,7 +9,7 @@ from tinkertools import console
 from tinkertools.config import OUTPUT_DIR, TIMEOUT_SECONDS, ServerSettings
 from tinkertools.errors import Interrupted, UsageError
 from tinkertools.options import BaseUrl, OutputDir, TimeoutOption
-from tinkertools.publishing import Options, Voice, base_of, check_ready, default_folder, publish
+from tinkertools.publishing import Options, base_of, check_ready, default_folder, publish
 
 _SERVERS = ("vllm", "ollama")
 
@@ -54,8 +54,8 @@ def command(
     check_ready(hf_repo_id, send=not dry_run)
     weights = find_weights(checkpoint_path or run, output_dir)
     server = ServerSettings.from_environment(base_url)
-    voice = Voice(console.say, console.warn, console.waiting, console.progress)
     try:
+        voice = console.voice()
         options = Options(
             weights=weights, run=run_of(weights),
             base_model=base_of(base_model, weights, server, timeout, voice.waiting),

@@ -89,6 +89,10 @@ class RendererChoice:
     name: str
     reason: str
 
+    def words(self, train_on_what: TrainOnWhat) -> str:
+        """How conversations are written for the model, why so, and what of them is trained."""
+        return f"renderer: {self.name} ({self.reason}), trained on {train_on_what}"
+
 
 def choose_renderer(base_model: str, named: str = AUTO_RENDERER) -> RendererChoice:
     """The renderer for a base model: the one named, else the vendor's where it has one, else the model's own template.

@@ -127,10 +127,10 @@ class RunDirectory:
         """Make the saved state the one to go on from, after `step`."""
         states.take(self.path, saved, step, paths)
 
-    def take_final(self, saved: Path, step: int, paths: dict[str, str]) -> None:
-        """Make the saved adapter the run's result."""
+    def take_final(self, saved: Path, step: int, paths: dict[str, str], companion: str = "") -> None:
+        """Make the saved adapter the run's result, or that of an adapter that was trained with it."""
         write_json(saved / _CHECKPOINT_INFO, {"step": step, "paths": paths, "next_step": step + 1})
-        publish_directory(saved, self.final_weights)
+        publish_directory(saved, self.path / f"{companion}_lora_weights" if companion else self.final_weights)
 
     def next_step(self) -> int:
         """The first step that the newest whole state has not taken; 1 without a state."""

@@ -7,7 +7,7 @@ the entries do. At its end the log is written once more, without room.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -18,6 +18,9 @@ from tinkertools.errors import RunError
 from tinkertools.files import explain_os_errors, sync, write_bytes
 
 LOG_VERSION = 1
+
+# What evaluations are judged by, the first of these that they have, and whether more of it is better.
+_JUDGED_BY = {"win_rate": True, "reward": True, "loss": False, "nll": False}
 
 # The kernel copies a write page by page; a kill can come between two.
 _PAGE = 4096
@@ -132,10 +135,30 @@ class TrainingLog:
                 self._file = self._path.open("r+b", buffering=0)
 
 
+def judged_by(entry: Mapping[str, Any]) -> str:
+    """What evaluations such as this one are judged by."""
+    return next(name for name in _JUDGED_BY if name in entry)
+
+
 def best_of(evals: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The evaluation with the lowest NLL, the first of equals; None where none has a number."""
-    known = [entry for entry in evals if entry["nll"] is not None and math.isfinite(entry["nll"])]
-    return min(known, key=lambda entry: entry["nll"], default=None)
+    """The best evaluation, the first of equals; None where none has a number."""
+    if not evals:
+        return None
+    name = judged_by(evals[0])
+    sign = -1 if _JUDGED_BY[name] else 1
+    known = [entry for entry in evals if entry[name] is not None and math.isfinite(entry[name])]
+    return min(known, key=lambda entry: sign * entry[name], default=None)
+
+
+def figures_shown(entry: Mapping[str, Any]) -> str:
+    """An evaluation in a few words, what it is judged by first."""
+    name = judged_by(entry)
+    words = f"{name.replace('_', ' ') if name != 'nll' else 'NLL'} {entry[name]:.4f}"
+    if "bits_per_byte" in entry:
+        words += f" ({entry['bits_per_byte']:.3f} bits per byte)"
+    elif "accuracy" in entry:
+        words += f" (accuracy {entry['accuracy']:.1%})"
+    return words
 
 
 def _numbers(entry: dict[str, Any]) -> dict[str, Any]:

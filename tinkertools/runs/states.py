@@ -61,7 +61,7 @@ def take(run: Path, saved: Path, step: int, paths: dict[str, str]) -> None:
         FileError: the file system refused.
     """
     with explain_os_errors(run / STATE):
-        files = {file.name: _checksum(file) for file in _files(saved)}
+        files = {name: _checksum(saved / name) for name in _files(saved)}
         info = {"step": step, "paths": paths, "next_step": step + 1, "files": files}
         write_json(saved / _INFO, {**info, "checksum": _checksum_of(info)})
         sync_tree(saved)
@@ -128,7 +128,7 @@ def _read(directory: Path) -> State | str:
         return state
     if info.pop("checksum", None) != _checksum_of(info):
         return f"{directory / _INFO} was changed after it was written"
-    if missing := sorted(files.keys() - {file.name for file in _files(directory)}):
+    if missing := sorted(files.keys() - set(_files(directory))):
         return f"{directory} has no {', '.join(missing)}"
     for name, checksum in files.items():
         try:
@@ -140,9 +140,10 @@ def _read(directory: Path) -> State | str:
     return state
 
 
-def _files(directory: Path) -> Iterator[Path]:
-    """What a state consists of, without what says so."""
-    return (path for path in sorted(directory.iterdir()) if path.is_file() and path.name != _INFO)
+def _files(directory: Path) -> Iterator[str]:
+    """The names of what a state consists of, without what says so."""
+    found = (str(path.relative_to(directory)) for path in sorted(directory.rglob("*")) if path.is_file())
+    return (name for name in found if name != _INFO)
 
 
 def _checksum(file: Path) -> str:

@@ -1,0 +1,109 @@
+"""What methods of training have in common: what they are made of, and what they work with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tinkertools.config import TrainConfig, TrainOnWhat
+from tinkertools.reporting import Voice
+
+if TYPE_CHECKING:
+    from tinkertools.chat.batching import Batches
+    from tinkertools.chat.examples import Example
+    from tinkertools.chat.rendering import Renderer
+    from tinkertools.engines import Choice, Service, TrainingClient
+    from tinkertools.local.limits import Limits
+    from tinkertools.loop import Method
+    from tinkertools.prompts import Prompt
+    from tinkertools.runs.directory import RunDirectory
+    from tinkertools.runs.states import State
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a method works with, once there is a run and a model.
+
+    Attributes:
+        client: trains the run's adapter.
+        service: where it does.
+        config: the configuration in effect.
+        choice: the engine, and why.
+        run: where what a method must remember is kept.
+        saved: the state that the run goes on from; None before its first step.
+        voice: how it speaks.
+    """
+
+    client: "TrainingClient"
+    service: "Service"
+    config: TrainConfig
+    choice: "Choice"
+    run: "RunDirectory"
+    saved: "State | None"
+    voice: Voice
+
+    @property
+    def first_step(self) -> int:
+        """The step that comes next."""
+        return self.saved.next_step if self.saved else 1
+
+
+class Material(Protocol):
+    """What a run is made of: read, then made ready for the model, then trained with."""
+
+    @property
+    def renderer(self) -> "Renderer":
+        """Writes what the model sees."""
+        ...
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What `config.json` says of the data, among it the `fingerprint` by which they are known again."""
+        ...
+
+    def make_ready(self, limits: "Limits", *, strict: bool = True) -> None:
+        """Render all and fit it to the model; say what became of it. Once, before anything that follows.
+
+        Args:
+            limits: the model's, as far as they are known.
+            strict: False where what is too long is only counted.
+
+        Raises:
+            DataError: there is nothing to train or to evaluate, or a row cannot be used.
+        """
+        ...
+
+    @property
+    def batches(self) -> "Batches | None":
+        """What makes which step; None where there are no epochs."""
+        ...
+
+    @property
+    def examples(self) -> "Sequence[Example]":
+        """What to show of it."""
+        ...
+
+    @property
+    def asked(self) -> "list[Prompt]":
+        """Prompts to answer while training, of what is held out; none where nothing is."""
+        ...
+
+    def tokens(self, total_steps: int) -> int | None:
+        """The tokens of so many steps, those without a weight too; None where nobody can tell."""
+        ...
+
+    def begin(self, bench: Bench) -> "Method":
+        """The method at work."""
+        ...
+
+
+def find_renderer(config: TrainConfig, voice: Voice, train_on_what: TrainOnWhat) -> "Renderer":
+    """The renderer in effect; says which and why."""
+    from tinkertools.chat.rendering import choose_renderer, load_renderer
+
+    voice.say(choose_renderer(config.base_model, config.renderer).words(train_on_what))
+    return load_renderer(config.base_model, config.renderer, train_on_what)
+
+
+def held_out_option(config: TrainConfig) -> str:
+    """How the held-out data were asked for, for errors."""
+    return f"--eval-data {config.eval_data}" if config.eval_data else f"--val-fraction {config.val_fraction}"
