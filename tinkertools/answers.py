@@ -107,7 +107,7 @@ def answers(
         seed=settings.seed,
         stop=renderer.stop_tokens,
     )
-    waits = _in_flight(inputs, lambda model_input: sampler.sample(model_input, 1, params))
+    waits = in_flight(inputs, lambda model_input: sampler.sample(model_input, 1, params))
     for done, wait in enumerate(waits):
         try:
             sequence = wait().sequences[0]
@@ -135,7 +135,7 @@ def rendered(prompt: Prompt, renderer: "Renderer", number: int) -> Any:
         raise DataError(f"prompt {number}: {error}", hint="change it, or leave it out") from error
 
 
-def _in_flight(inputs: Iterable[Any], send: Callable[[Any], Any]) -> Iterator[Callable[[], Any]]:
+def in_flight(inputs: Iterable[Any], send: Callable[[Any], Any]) -> Iterator[Callable[[], Any]]:
     """For each input, in order, what waits for its result, with up to `_AT_ONCE` requests on their way."""
     pending: deque[Callable[[], Any]] = deque()
 
@@ -167,7 +167,7 @@ def score(sampler: "SamplingClient", examples: Sequence["Example"]) -> Iterator[
 
     inputs = [to_model_input(example.tokens, example.images) for example in examples]
     for number, (example, wait) in enumerate(
-        zip(examples, _in_flight(inputs, sampler.compute_logprobs), strict=True), 1
+        zip(examples, in_flight(inputs, sampler.compute_logprobs), strict=True), 1
     ):
         try:
             logprobs = wait()

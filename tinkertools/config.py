@@ -645,6 +645,11 @@ class TrainConfig(BaseModel):
             raise SettingError(
                 "group_size", "--group-size 1: an answer is held against the others of its group", hint="--group-size 8"
             )
+        if self.preference_loss == "ipo" and self.label_smoothing:
+            raise SettingError(
+                "label_smoothing", "--label-smoothing is of --preference-loss sigmoid, and this is ipo",
+                hint="leave it out",
+            )  # fmt: skip
         if self.method == "selfplay" and (self.data or self.eval_data or self.val_fraction):
             raise SettingError(
                 "data", "--method selfplay makes its own data, by playing", hint="leave --data and --eval-data out"

@@ -32,7 +32,7 @@ class HeldOut:
         """Ask for the likelihoods under the weights that the client has then, without waiting for them."""
         from tinkertools.chat.datums import to_datums
 
-        return [(part, client.forward(to_datums(part), "cross_entropy")) for part in _parts(self.examples)]
+        return [(part, client.forward(to_datums(part), "cross_entropy")) for part in parts(self.examples)]
 
     def result(self, pending: Pending) -> dict[str, float]:
         """Wait for the answers: `nll` (mean per trained token, natural log), `perplexity`, `bits_per_byte`,
@@ -51,7 +51,7 @@ class HeldOut:
         }
 
 
-def _parts(examples: Sequence["Example"]) -> Iterator[list["Example"]]:
+def parts(examples: Sequence["Example"]) -> Iterator[list["Example"]]:
     """Examples that are sent together: some thousands of tokens keep an engine busy, and no server minds them."""
     part: list[Example] = []
     tokens = 0

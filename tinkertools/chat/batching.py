@@ -25,11 +25,12 @@ class Batches:
     count: int
     batch: int
     seed: int
+    unit: str = "conversations"
 
     def __post_init__(self) -> None:
         if self.batch > self.count:
             raise DataError(
-                f"the batch of {self.batch} is larger than the data: {self.count} usable conversations",
+                f"the batch of {self.batch} is larger than the data: {self.count} usable {self.unit}",
                 hint=f"use --batch {max(1, min(self.count, 8))}, or more data",
             )
 

@@ -3,17 +3,15 @@
 import hashlib
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 
 from tinkertools import __version__
-from tinkertools.chat.conversations import Conversation
 from tinkertools.chat.examples import Example
 from tinkertools.chat.rendering import RenderedData, Renderer
 from tinkertools.errors import FileError
@@ -29,11 +27,11 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "tinkertools" / "tokens"
 
 
-def fingerprint(conversations: Sequence[Conversation]) -> str:
+def fingerprint(rows: Sequence[Mapping[str, object]]) -> str:
     """A hash of what is trained on, whatever file it came from."""
     digest = hashlib.blake2b(digest_size=16)
-    for conversation in conversations:
-        line: dict[str, Any] = {key: value for key, value in conversation.items() if key != "metadata"}
+    for row in rows:
+        line = {key: value for key, value in row.items() if key != "metadata"}
         digest.update(orjson.dumps(line, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE))
     return digest.hexdigest()
 

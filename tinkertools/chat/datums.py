@@ -103,28 +103,30 @@ def truncate(example: Example, max_length: int, stop_tokens: Sequence[int]) -> E
 
 
 def to_datums(examples: Sequence[Example]) -> list["types.Datum"]:
-    """One batch. Inputs are tokens[:-1], targets tokens[1:], weights[1:] divided by the batch's trained tokens.
+    """One batch, with weights divided by its trained tokens.
 
     The service sums −logprob · weight over all tokens, so this makes the loss the mean per trained token however the
     batch is cut into requests.
     """
+    total = sum(float(example.weights[1:].sum()) for example in examples)
+    return [to_datum(example, total) for example in examples]
+
+
+def to_datum(example: Example, total: float = 1.0) -> "types.Datum":
+    """Inputs are tokens[:-1], targets tokens[1:], weights[1:] divided by `total`."""
     import torch
     from tinker import types
 
-    total = sum(float(example.weights[1:].sum()) for example in examples)
-    return [
-        types.Datum(
-            model_input=to_model_input(example.tokens[:-1], example.images),
-            loss_fn_inputs={
-                "target_tokens": types.TensorData.from_torch(
-                    # As the cookbook does it, a place of an image has target 0; its weight is 0 as well.
-                    torch.from_numpy(np.maximum(example.tokens[1:], 0).astype(np.int64))
-                ),
-                "weights": types.TensorData.from_torch(torch.from_numpy(example.weights[1:] / np.float32(total))),
-            },
-        )
-        for example in examples
-    ]
+    return types.Datum(
+        model_input=to_model_input(example.tokens[:-1], example.images),
+        loss_fn_inputs={
+            "target_tokens": types.TensorData.from_torch(
+                # As the cookbook does it, a place of an image has target 0; its weight is 0 as well.
+                torch.from_numpy(np.maximum(example.tokens[1:], 0).astype(np.int64))
+            ),
+            "weights": types.TensorData.from_torch(torch.from_numpy(example.weights[1:] / np.float32(total))),
+        },
+    )
 
 
 def to_model_input(tokens: Tokens, images: Sequence[Image] = ()) -> "types.ModelInput":

@@ -25,6 +25,7 @@ _FINAL = "final_lora_weights"
 _PLOTS = "plots"
 _SAMPLES = "samples.jsonl"
 _TRACKING = "tracking.json"
+_REFERENCE = "reference.json"
 _CHECKPOINT = "checkpoint_step_"
 _CHECKPOINT_INFO = "checkpoint.json"
 _LOCK = ".lock"
@@ -62,6 +63,11 @@ class RunDirectory:
     def tracking(self) -> Path:
         """`tracking.json`: by tracker, what it needs to find its tracked run again."""
         return self.path / _TRACKING
+
+    @property
+    def reference(self) -> Path:
+        """`reference.json`: what the model said of preferences before its first step."""
+        return self.path / _REFERENCE
 
     @property
     def state(self) -> Path:
