@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tinkertools.chat.examples import Example
+    from tinkertools.chat.pairs import Pair
     from tinkertools.chat.rendering import Renderer, RendererChoice
-    from tinkertools.data import Ready
+    from tinkertools.data import Ready, ReadyPairs
 
 # How often progress is a line where there is no terminal to redraw.
 _LINE_SECONDS = 10.0
@@ -347,20 +348,54 @@ def _number(value: int | None) -> str:
     return "not known" if value is None else f"{value:,}"
 
 
+def show_pairs_data(ready: "ReadyPairs") -> None:
+    """What pairs will be trained on, and how many are left out."""
+    from tinkertools.chat.preview import lengths
+
+    fitted = ready.fitted
+    say(
+        f"pairs: {len(fitted.pairs):,} of {len(ready.pairs):,}, with {fitted.tokens:,} tokens on both sides, "
+        f"{fitted.trained_tokens:,} of them in answers ({fitted.trained_tokens / fitted.tokens:.1%})"
+    )
+    for side, examples in (
+        ("chosen", [pair.chosen for pair in ready.pairs]), ("rejected", [pair.rejected for pair in ready.pairs]),
+    ):  # fmt: skip
+        say(f"tokens, {side}: {lengths(examples)}; limit {_number(ready.max_length)}")
+    if fitted.dropped:
+        warn(f"{fitted.dropped:,} dropped as too long")
+    say(f"self-check: {ready.checked} answers are trained exactly as they are sampled")
+
+
 def show_examples(renderer: "Renderer", examples: Sequence["Example"]) -> None:
     """Examples to stdout: what is trained stands in green, or in brackets where there is no colour."""
+    _show_examples(renderer, ((f"example {number}", example) for number, example in enumerate(examples, 1)))
+
+
+def show_pairs(renderer: "Renderer", pairs: Sequence["Pair"]) -> None:
+    """Pairs to stdout, both sides as examples."""
+    _show_examples(
+        renderer,
+        (
+            (f"pair {number}, {side}", example)
+            for number, pair in enumerate(pairs, 1)
+            for side, example in (("chosen", pair.chosen), ("rejected", pair.rejected))
+        ),
+    )
+
+
+def _show_examples(renderer: "Renderer", named: Iterable[tuple[str, "Example"]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
     from tinkertools.chat.preview import bracketed, pieces
 
     out = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    for number, example in enumerate(examples, 1):
+    for name, example in named:
         text = Text()
         for piece in pieces(renderer, example):
             if out.color_system is None or piece.weight not in (0, 1):
                 text.append(bracketed(piece))
             else:
                 text.append(piece.text, style="bold green" if piece.weight else "")
-        out.print(f"── example {number}: {len(example.tokens):,} tokens, {example.trained_tokens:,} trained ──")
+        out.print(f"── {name}: {len(example.tokens):,} tokens, {example.trained_tokens:,} trained ──")
         out.print(text)
