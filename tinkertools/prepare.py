@@ -156,30 +156,41 @@ def command(
     if counts.refused:
         console.say(f"refused rows, each with its reason: {options.rejects}")
     if options.preview:
-        show_preview(options)
+        show_preview(options, counts)
     console.data(str(options.output))
     method = "--method dpo " if counts.preferences else ""
     console.say(f"next: tt train {method}--data {options.output}")
 
 
-def show_preview(options: PrepareOptions) -> None:
-    """The first conversations as they would be trained on, and what all of them amount to.
+def show_preview(options: PrepareOptions, counts: Counts) -> None:
+    """The first conversations or preferences as they would be trained on, and what all of them amount to.
 
     Raises:
         DataError: some cannot be rendered for this model, or would be trained otherwise than they are sampled.
     """
     from tinkertools.chat.cache import fingerprint
-    from tinkertools.chat.records import read_all
+    from tinkertools.chat.pairs import TRAIN_PAIRS_ON
+    from tinkertools.chat.records import read_all, read_preferences
     from tinkertools.chat.rendering import choose_renderer, load_renderer
     from tinkertools.chat.sources import find_source
-    from tinkertools.data import make_ready, tell
+    from tinkertools.data import make_pairs_ready, make_ready, tell, tell_pairs
     from tinkertools.local.limits import Limits, limits_of
 
     base_model = options.base_model or str(STARTER_MODEL)
-    conversations, _ = read_all(find_source(str(options.output)), DEFAULTS.errors_shown)
-    console.say(choose_renderer(base_model, options.renderer).words(TRAIN_ON_WHAT))
-    renderer = load_renderer(base_model, options.renderer)
+    source = find_source(str(options.output))
     limits = limits_of(base_model) if Path(base_model).is_dir() else Limits(None, None)
+    choice = choose_renderer(base_model, options.renderer)
+    if counts.preferences:
+        preferences, _ = read_preferences(source, DEFAULTS.errors_shown)
+        console.say(choice.words("both answers"))
+        renderer = load_renderer(base_model, options.renderer, TRAIN_PAIRS_ON)
+        pairs = make_pairs_ready(renderer, preferences, limits, console.progress, overlength="drop")
+        console.show_pairs(renderer, pairs.pairs[: options.preview])
+        tell_pairs(pairs, console.voice())
+        return
+    conversations, _ = read_all(source, DEFAULTS.errors_shown)
+    console.say(choice.words(TRAIN_ON_WHAT))
+    renderer = load_renderer(base_model, options.renderer)
     ready = make_ready(
         renderer, conversations, fingerprint(conversations), limits, console.progress, overlength="truncate"
     )
