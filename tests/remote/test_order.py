@@ -8,7 +8,7 @@ import pytest
 
 from tinkertools.errors import EngineError
 from tinkertools.remote.download import Downloads
-from tinkertools.remote.service import TrainingClient
+from tinkertools.remote.clients import TrainingClient
 from tinkertools.remote.waiting import Waiter
 from tinkertools.remote.wire import Wire
 
