@@ -113,8 +113,8 @@ class ServiceClient:
         return self._training_client(made)
 
     def _training_client(self, made: Any) -> TrainingClient:
-        kind = kind_of(self._base_url or default_address())
-        return TrainingClient(made, self.waiter, self._downloads, keeps_order=kind != SKYRL)
+        skyrl = kind_of(self._base_url or default_address()) == SKYRL
+        return TrainingClient(made, self.waiter, self._downloads, keeps_order=not skyrl, means=skyrl)
 
     def create_training_client_from_state_with_optimizer(self, path: str) -> TrainingClient:
         """Go on from a state on the server.
