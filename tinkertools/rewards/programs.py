@@ -72,6 +72,8 @@ class CodeReward(Closing):
             results = run_tests(whole, tests, self._limits, self._stopped)
         except (Unsafe, OSError) as error:
             return Rewarded(None, f"the program could not be run safely: {error}")
+        if self._stopped.is_set():
+            return Rewarded(None, "not run: the reward was closed")
         passed = sum(result.passed for result in results)
         return Rewarded(PARSES + TESTS * passed / len(results) + STYLE * style(tree, program).share)
 

@@ -8,12 +8,14 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tinkertools.errors import UsageError
-from tinkertools.judging import JudgeModel, parse_judge
 from tinkertools.rewards.sandbox import check_available
 from tinkertools.rewards.worker import Function
+
+if TYPE_CHECKING:
+    from tinkertools.judging import JudgeModel
 
 Kind = Literal["math", "regex", "code", "judge", "score", "function"]
 
@@ -38,7 +40,7 @@ class RewardSpec:
     text: str
     kind: Kind
     argument: str = ""
-    judge: JudgeModel | None = None
+    judge: "JudgeModel | None" = None
     function: Function | None = None
 
     @property
@@ -71,6 +73,8 @@ def parse_reward(spec: str) -> RewardSpec:
             _check_pattern(argument)
             return RewardSpec(spec, "regex", argument)
         if name == "judge":
+            from tinkertools.judging import parse_judge
+
             return RewardSpec(spec, "judge", argument, judge=parse_judge(argument))
         return RewardSpec(spec, "score", argument)
     if not colon:

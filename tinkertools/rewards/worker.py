@@ -173,11 +173,7 @@ async def _rewarded(function: Callable[[Sample], Any], sample: Sample, timeout: 
             if inspect.isawaitable(value):
                 value = await value
         return _checked(value)
-    except (SystemExit, KeyboardInterrupt):
-        # The user's code asked for the end of this process, and gets it.
-        sys.stderr.flush()
-        os._exit(3)
-    except Exception as error:  # noqa: BLE001 - whatever the user's code raises is this sample's failure
+    except BaseException as error:  # noqa: BLE001 - whatever the user's code raises, SystemExit too, is this sample's
         if limit.expired():
             return Rewarded(None, no_end(timeout))
         return Rewarded(None, _described(error))
