@@ -148,7 +148,7 @@ def tell_pairs(ready: ReadyPairs, voice: Voice) -> None:
     fitted = ready.fitted
     voice.say(
         f"pairs: {len(fitted.pairs):,} of {len(ready.pairs):,}, with {fitted.tokens:,} tokens on both sides, "
-        f"{fitted.trained_tokens:,} of them in answers ({fitted.trained_tokens / fitted.tokens:.1%})"
+        f"{fitted.trained_tokens:,} of them trained ({fitted.trained_tokens / fitted.tokens:.1%})"
     )
     limit = "not known" if ready.max_length is None else f"{ready.max_length:,}"
     for side, examples in (
@@ -157,4 +157,5 @@ def tell_pairs(ready: ReadyPairs, voice: Voice) -> None:
         voice.say(f"tokens, {side}: {lengths(examples)}; limit {limit}")
     if fitted.dropped:
         voice.warn(f"{fitted.dropped:,} dropped as too long")
-    voice.say(f"self-check: {ready.checked} answers are trained exactly as they are sampled")
+    if ready.checked:
+        voice.say(f"self-check: {ready.checked} answers are trained exactly as they are sampled")

@@ -23,6 +23,15 @@ TestPrompts = Annotated[
 ScoredData = Annotated[
     str | None, typer.Option(help="Conversations whose answers are scored: masked NLL and perplexity.")
 ]
+ScoreFile = Annotated[
+    str | None,
+    typer.Option(
+        "--score",
+        help="Have a reward model score the answers of this file: conversations, or preferences, of which it says how "
+        "many it ranks right. Nothing else is asked then.",
+        metavar="FILE",
+    ),
+]
 DataPrompts = Annotated[
     int, typer.Option(help="Ask the prompts of so many conversations of --data too; their answers are the references.")
 ]

@@ -1,12 +1,13 @@
 """`tt test`: what an adapter answers, and how likely it finds given answers."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tinkertools import console
 from tinkertools.config import AUTO_RENDERER, ENGINE, OUTPUT_DIR, TIMEOUT_SECONDS, AnswerDefaults, ServerSettings
-from tinkertools.errors import Interrupted
+from tinkertools.errors import Interrupted, UsageError
 from tinkertools.files import check_writable_file, write_json
 from tinkertools.options import (
     AdapterBase,
@@ -20,6 +21,7 @@ from tinkertools.options import (
     ResultsFile,
     SamplingSeed,
     ScoredData,
+    ScoreFile,
     Temperature,
     TestPrompts,
     TimeoutOption,
@@ -45,6 +47,7 @@ def command(
     data: ScoredData = None,
     data_prompts: DataPrompts = DEFAULTS.data_prompts,
     check: CheckOption = None,
+    score: ScoreFile = None,
     interactive: Annotated[
         bool, typer.Option("--interactive", help="Chat with the adapter; /base and /compare ask the base model too.")
     ] = False,
@@ -68,6 +71,13 @@ def command(
 
     settings = Settings(max_tokens, temperature, seed)
     checked = parse_check(check) if check is not None else None
+    if score is not None:
+        given = {"--test-prompts": test_prompts, "--data": data, "--check": check, "--interactive": interactive or None}
+        if others := [name for name, value in given.items() if value is not None]:
+            raise UsageError(
+                f"--score {score} asks nothing but scores: {', '.join(others)} has no place beside it",
+                hint="leave one of them out, or run tt test twice",
+            )
     if not interactive:
         check_writable_file(output)
     weights = find_weights(lora_weights, output_dir)
@@ -75,6 +85,9 @@ def command(
     questions = Questions(
         test_prompts, data, data_prompts, settings, renderer, engine, ServerSettings.from_environment(base_url), timeout
     )
+    if score is not None:
+        score_file(score, weights, base, questions, output)
+        return
     if interactive:
         chat_with(weights, base, questions)
         return
@@ -106,6 +119,31 @@ def show_adapter(weights: "Weights") -> None:
     console.say(f"adapter: {weights.name}")
     if weights.note:
         console.warn(weights.note)
+
+
+def score_file(file: str, weights: "Weights", base: str, questions: "Questions", output: Path) -> None:
+    """The scores of a file's answers: a table, and the results."""
+    from tinkertools.chat.sources import find_source
+    from tinkertools.comparison import open_models
+    from tinkertools.scored import method_note, read_rows, results, score_rows
+
+    show_adapter(weights)
+    if note := method_note(weights):
+        console.warn(note)
+    try:
+        rows, preferences = read_rows(find_source(file))
+        with open_models(weights, base, questions, console.waiting) as (service, base_model, source, renderer):
+            found = score_rows(
+                rows, preferences=preferences, sampler=service.create_sampling_client(source, base_model),
+                renderer=renderer, max_length=service.max_length(base_model), progress=console.progress,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; no results were written", hint="run the same command again") from None
+    write_json(output, results(found, weights, base_model, file))
+    console.table(["", weights.label], found.table())
+    if found.left_out:
+        console.warn(f"{found.left_out:,} rows are too long for the model: not scored")
+    console.say(f"results: {output}")
 
 
 def chat_with(weights: "Weights", base: str, questions: "Questions") -> None:

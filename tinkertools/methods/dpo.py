@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinkertools.chat.pairs import FittedPairs, Pair
+from tinkertools.chat.pairs import Pair
 from tinkertools.config import Overlength, PreferenceLoss, TrainConfig
-from tinkertools.data import make_pairs_ready
+from tinkertools.data import ReadyPairs, make_pairs_ready
 from tinkertools.methods.base import Bench
 from tinkertools.methods.preferences import (
     Pairwise,
@@ -36,14 +36,12 @@ _TRAINED, _HELD_OUT = "pairs", "held_out"
 class DirectPreferences(Preferences):
     """Preferences whose answers are trained (`Material`)."""
 
-    def fitted(self, preferences: "list[Preference]", limits: "Limits", overlength: Overlength) -> FittedPairs:
+    def ready(self, preferences: "list[Preference]", limits: "Limits", overlength: Overlength) -> ReadyPairs:
         """See `Preferences`."""
-        ready = make_pairs_ready(
+        return make_pairs_ready(
             self.renderer, preferences, limits, self.voice.progress,
             max_length=self.config.max_length, overlength=overlength,
         )  # fmt: skip
-        self.voice.say(f"self-check: {ready.checked} answers are trained exactly as they are sampled")
-        return ready.fitted
 
     def make_ready(self, limits: "Limits", *, strict: bool = True) -> None:
         """See `Material`."""

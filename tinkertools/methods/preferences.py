@@ -5,15 +5,18 @@ method's to say (`Objective`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tinkertools.chat.batching import Batches
 from tinkertools.chat.cache import fingerprint
 from tinkertools.chat.datums import to_datum
-from tinkertools.chat.pairs import TRAIN_PAIRS_ON, FittedPairs, Pair
+from tinkertools.chat.pairs import TRAIN_PAIRS_ON, Pair
 from tinkertools.config import Overlength, PrepareDefaults, TrainConfig
+from tinkertools.custom_loss import CustomLoss
+from tinkertools.data import ReadyPairs, tell_pairs
 from tinkertools.errors import DataError
 from tinkertools.evaluation import parts
 from tinkertools.methods.base import Bench, held_out_option
@@ -45,8 +48,8 @@ class Preferences(ABC):
     _batches: Batches = field(init=False)
 
     @abstractmethod
-    def fitted(self, preferences: "list[Preference]", limits: "Limits", overlength: Overlength) -> FittedPairs:
-        """The pairs of preferences that fit the model.
+    def ready(self, preferences: "list[Preference]", limits: "Limits", overlength: Overlength) -> ReadyPairs:
+        """The pairs of preferences, and those that fit the model.
 
         Raises:
             DataError: some cannot be rendered, one is too long and that is an error, or no pair is left.
@@ -66,7 +69,9 @@ class Preferences(ABC):
 
     def make_ready(self, limits: "Limits", *, strict: bool = True) -> None:
         """See `Material`."""
-        self.pairs = self._make_ready("pairs", self.preferences, limits, strict=strict)
+        ready = self._make_ready(self.preferences, limits, strict=strict)
+        tell_pairs(ready, self.voice)
+        self.pairs = ready.fitted.pairs
         margins = [pair.margin for pair in self.pairs if pair.margin]
         if margins:
             self.voice.say(
@@ -74,27 +79,26 @@ class Preferences(ABC):
                 "asks for that much more"
             )
         self._batches = Batches(len(self.pairs), self.config.batch, self.config.seed, "pairs")
-        if self.held_out:
-            try:
-                self.held_out_pairs = self._make_ready("held out", self.held_out, limits, strict=strict)
-            except DataError as error:
-                raise DataError(f"{held_out_option(self.config)}: {error.message}", hint=error.hint) from error
-
-    def _make_ready(
-        self, what: str, preferences: "list[Preference]", limits: "Limits", *, strict: bool
-    ) -> list[Pair]:  # fmt: skip
-        """Fitted pairs; says how many there are, and how many are left out."""
-        stops = self.config.overlength == "error"
-        found = self.fitted(preferences, limits, "drop" if stops and not strict else self.config.overlength)
+        if not self.held_out:
+            return
+        try:
+            fitted = self._make_ready(self.held_out, limits, strict=strict).fitted
+        except DataError as error:
+            raise DataError(f"{held_out_option(self.config)}: {error.message}", hint=error.hint) from error
         self.voice.say(
-            f"{what}: {len(found.pairs):,} of {len(preferences):,} preferences, with {found.tokens:,} tokens on both "
-            f"sides, {found.trained_tokens:,} of them trained"
+            f"held out: {len(fitted.pairs):,} pairs with {fitted.trained_tokens:,} trained tokens"
+            + (f" ({fitted.dropped:,} left out)" if fitted.dropped else "")
         )
-        if found.dropped and stops:
-            self.voice.warn(f"training would stop: {found.dropped:,} pairs are too long, and --overlength is error")
-        elif found.dropped:
-            self.voice.warn(f"{found.dropped:,} pairs left out, since one side or both are too long")
-        return found.pairs
+        self.held_out_pairs = fitted.pairs
+
+    def _make_ready(self, preferences: "list[Preference]", limits: "Limits", *, strict: bool) -> ReadyPairs:
+        stops = self.config.overlength == "error"
+        ready = self.ready(preferences, limits, "drop" if stops and not strict else self.config.overlength)
+        if stops and ready.fitted.dropped:
+            self.voice.warn(
+                f"training would stop: {ready.fitted.dropped:,} pairs are too long, and --overlength is error"
+            )
+        return ready
 
     @property
     def batches(self) -> Batches:
@@ -152,7 +156,7 @@ def find_pair_renderer(config: TrainConfig, voice: Voice) -> "Renderer":
     from tinkertools.chat.rendering import choose_renderer, load_renderer
 
     choice = choose_renderer(config.base_model, config.renderer)
-    voice.say(f"renderer: {choice.name} ({choice.reason})")
+    voice.say(choice.words("both answers"))
     return load_renderer(config.base_model, config.renderer, TRAIN_PAIRS_ON)
 
 
@@ -224,8 +228,6 @@ def forward_sums(
     Yields:
         The examples of a part and the sums of their logprobs, float64 (N,).
     """
-    from collections import deque
-
     pending: deque[tuple[list[Example], Any]] = deque()
     for part in parts(sides(pairs)):
         pending.append((part, forward(client, part)))
@@ -310,9 +312,7 @@ class Pairwise:
         return PairPasses(pairs, future, self.objective.figures)
 
 
-def loss_of(
-    objective: Objective, numbers: Sequence[int]
-) -> "Callable[[list[Any], list[Any]], tuple[Any, dict[str, float]]]":
+def loss_of(objective: Objective, numbers: Sequence[int]) -> CustomLoss:
     """The custom loss of pairs whose sides come in turn, the chosen one first: of their datums and logprobs."""
 
     def loss(data: list[Any], logprobs: list[Any]) -> tuple[Any, dict[str, float]]:

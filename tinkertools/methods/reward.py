@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinkertools.chat.examples import Example, RenderError
-from tinkertools.chat.pairs import FittedPairs, Pair, fit_pairs
+from tinkertools.chat.pairs import Pair, fit_pairs
 from tinkertools.chat.rendering import explain_failures
 from tinkertools.config import Overlength, PrepareDefaults, TrainConfig
-from tinkertools.data import length_limit
+from tinkertools.data import ReadyPairs, length_limit
 from tinkertools.methods.base import Bench
 from tinkertools.methods.preferences import (
     Pairwise,
@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 class ScoredPreferences(Preferences):
     """Preferences whose answers are scored (`Material`)."""
 
-    def fitted(self, preferences: "list[Preference]", limits: "Limits", overlength: Overlength) -> FittedPairs:
+    def ready(self, preferences: "list[Preference]", limits: "Limits", overlength: Overlength) -> ReadyPairs:
         """See `Preferences`."""
         with self.voice.progress("render", len(preferences), "preferences") as report:
             pairs = scored_pairs(self.renderer, preferences, report)
-        return fit_pairs(pairs, length_limit(self.config.max_length, limits), overlength)
+        limit = length_limit(self.config.max_length, limits)
+        return ReadyPairs(pairs, fit_pairs(pairs, limit, overlength), limit, checked=0)
 
     def begin(self, bench: Bench) -> Pairwise:
         """See `Material`."""
