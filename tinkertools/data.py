@@ -76,37 +76,6 @@ def make_ready(
     return Ready(rendered, fitted, len(conversations), limit, tokenised, checked)
 
 
-def tell(ready: Ready, voice: Voice) -> None:
-    """What will be trained on, where it came from, and what was done to make it fit; every row is accounted for."""
-    rendered, fitted = ready.rendered, ready.fitted
-    voice.say(ready.tokenised)
-    share = fitted.trained_tokens / fitted.tokens
-    voice.say(
-        f"examples: {len(fitted.examples):,} of {ready.conversations:,} conversations, with {fitted.tokens:,} tokens, "
-        f"{fitted.trained_tokens:,} of them trained ({share:.1%})"
-    )
-    limit = "not known" if ready.max_length is None else f"{ready.max_length:,}"
-    voice.say(f"tokens an example: {lengths(rendered.examples)}; limit {limit}")
-    if rendered.split:
-        voice.say(
-            f"split: {rendered.split:,} conversations into {rendered.examples_of_split:,} examples, since the "
-            "renderer rewrites earlier turns"
-        )
-    if rendered.saved_tokens:
-        voice.say(
-            f"saved: {rendered.saved_tokens:,} tokens, since turns that share their history are trained in one example"
-        )
-    counts = {
-        f"cut, {fitted.cut_tokens:,} tokens in all": fitted.cut,
-        "dropped as too long": fitted.dropped,
-        "dropped, since no whole turn fits": fitted.unfinished,
-        "left out, with nothing to train": fitted.untrained,
-    }
-    if any(counts.values()):
-        voice.warn("; ".join(f"{count:,} {what}" for what, count in counts.items() if count))
-    voice.say(f"self-check: {ready.checked} conversations are trained exactly as they are sampled")
-
-
 def length_limit(max_length: int, limits: Limits) -> int | None:
     """The most tokens an example: what is asked for and what the model takes, 0 and None being no limit."""
     return min((length for length in (max_length, limits.max_length) if length), default=None)
@@ -143,6 +112,36 @@ def make_pairs_ready(
     return ReadyPairs(pairs, fit_pairs(pairs, limit, overlength), limit, checked)
 
 
+def tell(ready: Ready, voice: Voice) -> None:
+    """What will be trained on, where it came from, and what was done to make it fit; every row is accounted for."""
+    rendered, fitted = ready.rendered, ready.fitted
+    voice.say(ready.tokenised)
+    share = fitted.trained_tokens / fitted.tokens
+    voice.say(
+        f"examples: {len(fitted.examples):,} of {ready.conversations:,} conversations, with {fitted.tokens:,} tokens, "
+        f"{fitted.trained_tokens:,} of them trained ({share:.1%})"
+    )
+    voice.say(f"tokens an example: {lengths(rendered.examples)}; limit {_shown(ready.max_length)}")
+    if rendered.split:
+        voice.say(
+            f"split: {rendered.split:,} conversations into {rendered.examples_of_split:,} examples, since the "
+            "renderer rewrites earlier turns"
+        )
+    if rendered.saved_tokens:
+        voice.say(
+            f"saved: {rendered.saved_tokens:,} tokens, since turns that share their history are trained in one example"
+        )
+    counts = {
+        f"cut, {fitted.cut_tokens:,} tokens in all": fitted.cut,
+        "dropped as too long": fitted.dropped,
+        "dropped, since no whole turn fits": fitted.unfinished,
+        "left out, with nothing to train": fitted.untrained,
+    }
+    if any(counts.values()):
+        voice.warn("; ".join(f"{count:,} {what}" for what, count in counts.items() if count))
+    voice.say(f"self-check: {ready.checked} conversations are trained exactly as they are sampled")
+
+
 def tell_pairs(ready: ReadyPairs, voice: Voice) -> None:
     """What pairs will be trained on, and how many are left out."""
     fitted = ready.fitted
@@ -150,12 +149,15 @@ def tell_pairs(ready: ReadyPairs, voice: Voice) -> None:
         f"pairs: {len(fitted.pairs):,} of {len(ready.pairs):,}, with {fitted.tokens:,} tokens on both sides, "
         f"{fitted.trained_tokens:,} of them trained ({fitted.trained_tokens / fitted.tokens:.1%})"
     )
-    limit = "not known" if ready.max_length is None else f"{ready.max_length:,}"
     for side, examples in (
         ("chosen", [pair.chosen for pair in ready.pairs]), ("rejected", [pair.rejected for pair in ready.pairs]),
     ):  # fmt: skip
-        voice.say(f"tokens, {side}: {lengths(examples)}; limit {limit}")
+        voice.say(f"tokens, {side}: {lengths(examples)}; limit {_shown(ready.max_length)}")
     if fitted.dropped:
         voice.warn(f"{fitted.dropped:,} dropped as too long")
     if ready.checked:
         voice.say(f"self-check: {ready.checked} answers are trained exactly as they are sampled")
+
+
+def _shown(limit: int | None) -> str:
+    return "not known" if limit is None else f"{limit:,}"

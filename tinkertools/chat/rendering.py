@@ -89,9 +89,9 @@ class RendererChoice:
     name: str
     reason: str
 
-    def words(self, trained: str) -> str:
+    def words(self, train_on_what: str) -> str:
         """How conversations are written for the model, why so, and what of them is trained."""
-        return f"renderer: {self.name} ({self.reason}), trained on {trained}"
+        return f"renderer: {self.name} ({self.reason}), trained on {train_on_what}"
 
 
 def choose_renderer(base_model: str, named: str = AUTO_RENDERER) -> RendererChoice:

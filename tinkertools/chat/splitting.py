@@ -98,12 +98,13 @@ def _split_by(
     return kept, held_out
 
 
-def chosen_by(contents: Sequence[bytes], fraction: float) -> list[bool]:
-    """Which rows are held out, by what makes them equal; as `split`.
+def split_by(
+    rows: Sequence[_Row], contents: Sequence[bytes], fraction: float, what: str
+) -> tuple[list[_Row], list[_Row]]:
+    """As `split`, for rows of any kind: those of equal `contents` stay on one side; `what` they are, in words.
 
     Raises:
         DataError: all are equal.
     """
     digests = [int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") for content in contents]
-    chosen = validation_digests(digests, fraction, PrepareDefaults.seed)
-    return [digest in chosen for digest in digests]
+    return _split_by(rows, digests, fraction, what)
