@@ -6,22 +6,24 @@ it, and it depends on nothing but the conversation.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tinkertools.answers import in_flight
 from tinkertools.chat.conversations import FLAGS, Conversation, Message
 from tinkertools.chat.examples import Example, RenderError
-from tinkertools.errors import DataError, EngineError
+from tinkertools.config import TrainConfig
+from tinkertools.errors import DataError, EngineError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tinkertools.chat.preferences import Preference
     from tinkertools.chat.rendering import Renderer
-    from tinkertools.engines import SamplingClient
+    from tinkertools.engines import Choice, SamplingClient, Service
 
 QUESTION = "Is this a good answer? Say Yes or No."
 GOOD, BAD = "Yes", "No"
@@ -141,6 +143,54 @@ def scores_of(sampler: "SamplingClient", examples: Sequence[Example]) -> Iterato
         except EngineError as error:
             raise type(error)(f"conversation {number}: {error.message}", hint=error.hint) from error
         yield score(logprob)
+
+
+class Answered(Protocol):
+    """An answer, and the messages that it came after."""
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The prompt."""
+        ...
+
+    @property
+    def answer(self) -> str:
+        """The model's text."""
+        ...
+
+
+def open_scorer(
+    run: str, service: "Service", choice: "Choice", config: TrainConfig
+) -> Callable[[Sequence[Answered]], list[float]]:
+    """What scores answers by a reward model, on the engine of a run that trains another.
+
+    Args:
+        run: the reward model: whatever names an adapter.
+        service: the engine.
+        choice: which it is, and the base model that it trains.
+        config: of the run that trains.
+
+    Raises:
+        RunError: there is no such adapter, or it is not where the engine is.
+        UsageError: its base model is another one.
+    """
+    from tinkertools.chat.rendering import load_renderer
+    from tinkertools.runs.directory import find_weights
+
+    weights = find_weights(run, config.output_dir)
+    if weights.base_model and Path(weights.base_model).resolve() != Path(choice.base_model).resolve():
+        raise UsageError(
+            f"{weights.name} was trained on {weights.base_model}, and this run trains {choice.base_model}",
+            hint="name a reward model of the same base model",
+        )
+    sampler = service.create_sampling_client(weights.source(choice.engine), choice.base_model)
+    renderer = load_renderer(choice.base_model, weights.renderer or config.renderer, "LAST_ASSISTANT_MESSAGE")
+
+    def scorer(answers: Sequence[Answered]) -> list[float]:
+        said = [[*one.messages, {"role": "assistant", "content": one.answer}] for one in answers]
+        return list(scores(sampler, renderer, said))
+
+    return scorer
 
 
 def score(logprob: float) -> float:
