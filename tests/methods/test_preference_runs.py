@@ -20,7 +20,7 @@ from tinkertools.shipped import SAMPLE_HELD_OUT_DATA, STARTER_MODEL
 
 Tt = Callable[..., Any]
 WEIGHTS = Path("final_lora_weights/adapter_model.safetensors")
-HELD_OUT, UNRELATED = 32, 24
+HELD_OUT, UNRELATED = 24, 24
 
 
 def log_of(run: Path) -> Any:
@@ -34,7 +34,7 @@ def flat(found: Any) -> str:
 @pytest.fixture
 def rude(tmp_path: Path) -> tuple[Path, Path]:
     """Preferences for what the starter model finds unlikelier: to train on, and held out."""
-    rows = preferences(96 + HELD_OUT, better=RUDE, worse=POLITE)
+    rows = preferences(72 + HELD_OUT, better=RUDE, worse=POLITE)
     # Every fourth question is held out.
     held = rows[::4]
     return (
@@ -54,7 +54,7 @@ def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dpo_learns_a_preference_and_unlearns_nothing_else(tt: Tt, tmp_path: Path, rude: tuple[Path, Path]) -> None:
     train, held = rude
     found = tt(
-        "train", "--method", "dpo", "--data", train, "--eval-data", held, "--batch", 16, "--max-steps", 9,
+        "train", "--method", "dpo", "--data", train, "--eval-data", held, "--batch", 16, "--max-steps", 5,
         "--learning-rate", "5e-4", "--run-name", "run", "--seed", 0, "--eval-every", 0,
     )  # fmt: skip
     assert found.code == 0, found.err

@@ -533,3 +533,43 @@ def test_a_server_that_dies_is_told_and_the_run_goes_on_when_it_is_back(
     trained = Trained(run, again)
     assert trained.json("config.json")["versions"]["tinker"] == OLDEST
     assert trained.losses == pytest.approx(whole.losses, abs=SAME_LOSS)
+
+
+@pytest.mark.long
+def test_preferences_are_trained_there_and_go_on(
+    start: Start, remote_tt: Run, skyrl: SkyRL, served: str, workplace: Path
+) -> None:
+    """DPO with a run that is killed and goes on, against one that nothing disturbed."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": question}],
+            "chosen": [{"role": "assistant", "content": answer}],
+            "rejected": [{"role": "assistant", "content": "No."}],
+        }
+        for question, answer in CONVERSATIONS.items()
+    ]
+    data = workplace / "preferences.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    options = [
+        "train", "--method", "dpo", "--base-url", skyrl.url, "--base-model", served, "--data", data, "--eval-data",
+        data, "--batch", 4, "--max-steps", STEPS, "--save-every", 2, "--learning-rate", "1e-2", "--rank", 8,
+    ]  # fmt: skip
+    ran = remote_tt(NEWEST, *options, "--run-name", "dpo")
+    assert ran.code == 0, ran.err
+    whole = Trained(workplace / "checkpoints" / "dpo", ran)
+    run = workplace / "checkpoints" / "dpo_killed"
+    process = start(NEWEST, "-m", "tinkertools", *options, "--run-name", run.name)
+    until_state(run, process)
+    process.kill()
+    assert ended(process).code == -signal.SIGKILL
+    kept = (run / "reference.json").read_bytes()
+    ran = remote_tt(NEWEST, "train", "--resume", run)
+    assert ran.code == 0, ran.err
+    assert "reference, pairs" not in ran.err
+    assert (run / "reference.json").read_bytes() == kept
+    assert Trained(run, ran).losses == pytest.approx(whole.losses, abs=SAME_LOSS)
+    assert whole.losses[0] == pytest.approx(math.log(2), abs=ROUNDED_MEAN)
+    assert whole.losses[-1] < 0.5
+    last = whole.json("training_log.json")["evals"][-1]
+    assert last["accuracy"] == 1
+    assert last["margin"] > 0.5
