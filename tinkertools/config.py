@@ -253,7 +253,7 @@ class TrainConfig(BaseModel):
             "ALL_USER_AND_SYSTEM_MESSAGES, or CUSTOMIZED (messages have trainable, weight or loss_weight); in any "
             "case.",
             sweep=True,
-            methods=("sft", "distill"),
+            methods=("sft",),
         ),
     ] = TRAIN_ON_WHAT
     cache: Annotated[
