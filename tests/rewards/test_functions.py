@@ -140,9 +140,9 @@ def test_async_functions_run_side_by_side() -> None:
 
 
 def test_async_functions_that_take_forever_cost_themselves_alone() -> None:
-    with opened("my_rewards:awaited", 1) as reward:
+    with opened("my_rewards:awaited", 2) as reward:
         found = reward([sample(text) for text in ("x", "slow", "block", "x")])
-    assert [one.error for one in found] == [None, "no end after 1 s", "no end after 1 s", None]
+    assert [one.error for one in found] == [None, "no end after 2 s", "no end after 2 s", None]
 
 
 def test_what_cannot_be_sent_is_its_own_error() -> None:

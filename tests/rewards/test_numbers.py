@@ -70,8 +70,8 @@ def test_any_text_is_read_or_not(text: str) -> None:
 @pytest.mark.parametrize("text", ["\\boxed{", "1,234", "1 ", "- ", "{", "1", "\\text{", "\\frac{1}{", "is ", "=:"])
 def test_a_long_text_of_one_pattern_is_read(text: str) -> None:
     # With a pattern that backtracks, or a search that begins anew each time, this would take hours.
-    final_number(text * 200_000)
-    final_number("#### " + text * 200_000)
+    final_number(text * 50_000)
+    final_number("#### " + text * 50_000)
 
 
 def test_all_answers_of_gsm8k_are_read(shared_data: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_bad_program_costs_its_own_sample_alone() -> None:
         sample("import os\n\n\ndef add(a, b):\n    os._exit(0)\n", **tests),
         sample("while True: pass", **tests),
     ]
-    with CodeReward(1.5, Limits(3)) as reward:
+    with CodeReward(1, Limits(9)) as reward:
         found = reward(samples)
         assert [one.value for one in found] == pytest.approx([0.75, 1.0, 0.75, 0.5])
         assert reward([sample(GOOD, **tests)]) == [Rewarded(1.0)]

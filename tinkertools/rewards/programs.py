@@ -138,7 +138,7 @@ def _split(text: str) -> list[str]:
     tree = parsed(text)
     if tree is None or not all(isinstance(statement, ast.Assert) for statement in tree.body):
         return [text]
-    return [ast.unparse(statement) for statement in tree.body]
+    return [ast.get_source_segment(text, statement) or "" for statement in tree.body]
 
 
 @dataclass(frozen=True)
