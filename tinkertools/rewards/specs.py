@@ -122,13 +122,12 @@ def _module_file(spec: str, module: str) -> Path:
     """Where a module is: the working directory comes first, as it will. Nothing is imported, no package either."""
     folders: list[str] | None = [str(Path.cwd()), *sys.path]
     found: importlib.machinery.ModuleSpec | None = None
-    so_far = ""
     for part in module.split("."):
-        so_far = f"{so_far}.{part}" if so_far else part
-        found = importlib.machinery.PathFinder.find_spec(so_far, folders) if part and folders is not None else None
-        if found is None and so_far == module and module in sys.builtin_module_names:
-            return Path(module)
+        found = importlib.machinery.PathFinder.find_spec(part, folders) if part and folders is not None else None
         if found is None:
+            # Python's own need not be files: `math`, `os.path`.
+            if module in sys.builtin_module_names or module in sys.modules:
+                return Path(getattr(sys.modules.get(module), "__file__", None) or module)
             raise UsageError(f"--reward {spec}: there is no module {module}", hint=_suggestion(module))
         folders = list(found.submodule_search_locations) if found.submodule_search_locations else None
     return Path(found.origin) if found is not None and found.origin else Path(module)
