@@ -302,12 +302,13 @@ def material_of_run(plan: Plan, service: "Service | None", *, first: bool = True
     config = plan.config
     console.say(f"base model: {config.base_model} ({plan.choice.reason})")
     material = read_material(config, console.voice())
+    limits = limits_of_model(config, service)
     metadata = run_metadata(plan, material, first=first)
     if plan.metadata is not None:
         refuse_changed(plan.metadata, metadata, config, plan.run.path)
         if note := unchecked(plan.metadata):
             console.warn(note)
-    material.make_ready(limits_of_model(config, service), strict=service is not None)
+    material.make_ready(limits, strict=service is not None)
     return material, metadata
 
 
