@@ -276,7 +276,8 @@ def _hint(name: str, node: Any, key: str) -> str | None:
     """What to write instead of a value in a file that is none, where that can be told."""
     items = _read(node)[0] if node.id == "sequence" else []
     if items and setting(name).sweep and all(_accepts(name, item) for item in items):
-        return f"one value; to try each, write\n    {SWEEP}:\n      {_sweep_key(name)}: {_read(node)[1].removeprefix('the list ')}"
+        listed = _read(node)[1].removeprefix("the list ")
+        return f"one value; to try each, write\n    {SWEEP}:\n      {_sweep_key(name)}: {listed}"
     if node.id != "scalar":
         return None
     value, written = _read(node)[0], _short(node.value)
