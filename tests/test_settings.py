@@ -1252,7 +1252,8 @@ ANYTHING = [
     None, True, False, 0, 1, -1, 2, 64, 0.5, 1.5, -0.5, 1e-4, MOST, MOST + 1, -MOST - 1, "", "a", "auto", "5", "true",
     "linear", "cosine", "Linear", "all_text", "ALL-TEXT", "all_tokens", "customized", "ALL", "wandb", "wandb,mlflow",
     "wandb, mlflow,", "wandbmlflow", ["wandb"], ["wandb", "mlflow"], ["other"], [], [1], [8, 16], [8, 8], [0, 0],
-    [True, False], ["linear", "cosine"], ["a", None], [[1]], {}, {"a": 1}, "error", "ask", "local", "sft", "rl", "quick",
+    [True, False], ["linear", "cosine"], ["a", None], [[1]], {}, {"a": 1}, "error", "ask", "local", "sft",
+    "rl", "quick",
 ]  # fmt: skip
 
 
