@@ -1,5 +1,6 @@
 """The model card: what a repository says of the model in it, without a word of the machine it was made on."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,10 @@ _SETTINGS = {
     "batch": "", "epochs": "epochs", "max_length": "longest example (0: the model's limit)",
     "train_on_what": "trained on", "seed": "seed",
 }  # fmt: skip
+# They say nothing of the model, or more than its owner may want to say.
+_HIDDEN = ("reward_timeout", "teacher_system")
+# Where on the machine a file is, which a setting may name.
+_FOLDERS = re.compile(r"(?<![\w.])[~.]*/\S*/")
 # Answers that are shown, and how much of each.
 _SAMPLES = 5
 _LONGEST = 400
@@ -87,7 +92,11 @@ def _training(facts: Facts, config: Mapping[str, Any]) -> str:
         ("method", f"{_METHODS.get(method, method)} (`--method {method}`)"),
         *_data_rows(facts.run.get("data", {}), config),
         ("renderer", str(facts.run.get("renderer", ""))),
-        *((_in_words(name, method), str(config[name])) for name in _shown_settings(method) if name in config),
+        *(
+            (_in_words(name, method), _FOLDERS.sub("", str(config[name])))
+            for name in _shown_settings(method)
+            if name in config
+        ),
     ]
     if facts.steps:
         tokens = sum(int(step["trained_tokens"]) for step in facts.steps)
@@ -109,7 +118,7 @@ def _data_rows(data: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple
 def _shown_settings(method: str) -> list[str]:
     """The settings that a reader wants to know: those of all methods, and the method's own."""
     common = [name for name in _SETTINGS if method in (setting(name).methods or (method,))]
-    own = [name for name in TrainConfig.model_fields if method in setting(name).methods]
+    own = [name for name in TrainConfig.model_fields if method in setting(name).methods and name not in _HIDDEN]
     return list(dict.fromkeys([*common, *own]))
 
 
