@@ -26,6 +26,13 @@ IfExists = Literal["ask", "overwrite", "fail", "resume"]
 TrackerName = Literal["wandb", "trackio", "tensorboard", "mlflow"]
 Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "preference", "sections"]
 
+# What the evaluations of methods are judged by.
+JUDGED_OF: dict[MethodName, str] = {
+    "sft": "nll", "distill": "nll", "dpo": "loss", "reward": "loss", "rl": "reward", "selfplay": "win_rate",
+}  # fmt: skip
+# The figure of its own, beside the loss, by which the steps of a method are followed.
+FOLLOWED_BY: dict[MethodName, str] = {"dpo": "accuracy", "reward": "accuracy", "rl": "reward", "selfplay": "win_rate"}
+
 # Of `config.json`: 2 since masks end with the end-of-turn token and data are fingerprinted with their tools. A setting
 # that it does not hold has its default.
 CONFIG_VERSION = 2
