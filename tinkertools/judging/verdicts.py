@@ -5,7 +5,6 @@ it does not. So each prompt has a code, a hash of everything in it, which no tex
 which a text stands carry it, and so does the verdict. What is copied from an answer is no verdict.
 """
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +13,14 @@ from typing import Any, Literal
 
 import orjson
 
+from tinkertools.asking.endpoints import Question
+from tinkertools.asking.framing import clean, code_of, framed
 from tinkertools.errors import without_secrets
 
 Side = Literal["ours", "theirs"]
 Outcome = Literal["win", "tie", "loss", "undecided"]
 Preference = Literal["first", "second", "tie", "none"]
 
-_CODE_LENGTH = 10
 # A reason is to be short; a judge that goes on is cut here. Its whole reply is kept elsewhere.
 _REASON_LENGTH = 1000
 # What models put around a line to make it stand out.
@@ -68,7 +68,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Question:
+class JudgeQuestion(Question):
     """What a judge is asked about a pair, in one order.
 
     Attributes:
@@ -77,13 +77,11 @@ class Question:
         code: what its verdict must carry.
     """
 
-    system: str
-    text: str
     code: str
 
-    def again(self) -> "Question":
+    def again(self) -> "JudgeQuestion":
         """The same, for a judge whose verdict could not be read."""
-        return Question(self.system, f"{self.text}\n\n{_AGAIN.format(lines=_lines(self.code))}", self.code)
+        return JudgeQuestion(self.system, f"{self.text}\n\n{_AGAIN.format(lines=_lines(self.code))}", self.code)
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ class Verdict:
         return {"of": of, "against": against, "verdict": self.outcome, "orders": orders}
 
 
-def question(pair: Pair, first: Side) -> Question:
+def question(pair: Pair, first: Side) -> JudgeQuestion:
     """What a judge is asked about a pair.
 
     Args:
@@ -154,14 +152,9 @@ def question(pair: Pair, first: Side) -> Question:
     if pair.reference is not None:
         sections.append(("reference, a good answer", pair.reference))
     sections += [("answer A", answers[0]), ("answer B", answers[1])]
-    sections = [(_clean(name), _clean(text)) for name, text in sections]
-    code = _code(sections)
-    # A role comes from data as well: in a line of its own it could pretend to be anything.
-    shown = [
-        f"<<begin {code} {' '.join(name.split())}>>\n{text}\n<<end {code} {' '.join(name.split())}>>"
-        for name, text in sections
-    ]
-    return Question(_SYSTEM.format(code=code, lines=_lines(code)), "\n\n".join(shown), code)
+    sections = [(clean(name), clean(text)) for name, text in sections]
+    code = code_of(sections)
+    return JudgeQuestion(_SYSTEM.format(code=code, lines=_lines(code)), framed(code, sections), code)
 
 
 def read(reply: str, code: str) -> tuple[Preference, str]:
@@ -181,7 +174,7 @@ def read(reply: str, code: str) -> tuple[Preference, str]:
     if before.strip(_DECORATION).lower() not in _LABELS:
         return nothing
     try:
-        value = orjson.loads(_clean(text[start:]))
+        value = orjson.loads(clean(text[start:]))
     except orjson.JSONDecodeError:
         return nothing
     if value.keys() != {"verdict", "code"} or value["code"] != code or not isinstance(value["verdict"], str):
@@ -208,16 +201,6 @@ def _lines(code: str) -> str:
     return "\n".join(f'{{"verdict": "{name}", "code": "{code}"}}' for name in ("A", "B", "tie"))
 
 
-def _code(sections: Sequence[tuple[str, str]]) -> str:
-    """A hash of all texts, which none of them holds."""
-    content = orjson.dumps(sections)
-    while True:
-        code = hashlib.sha256(content).hexdigest()[:_CODE_LENGTH]
-        if not any(code in text for section in sections for text in section):
-            return code
-        content += b"."
-
-
 def _said(message: Mapping[str, Any]) -> str:
     """A message as text: images are named, calls of tools shown as JSON."""
     content = message.get("content")
@@ -227,14 +210,9 @@ def _said(message: Mapping[str, Any]) -> str:
     return "\n".join(filter(None, ["".join(texts), *calls]))
 
 
-def _clean(text: str) -> str:
-    """A text that can be sent: half of a surrogate pair, which a broken source may hold, cannot."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _short(text: str, *, end: bool = False) -> str:
     """A text to keep and show, without what is too long of it, nor any secret."""
-    text = without_secrets(_clean(text).strip())
+    text = without_secrets(clean(text).strip())
     if len(text) <= _REASON_LENGTH:
         return text
     return f"…{text[-_REASON_LENGTH:]}" if end else f"{text[:_REASON_LENGTH]}…"
