@@ -21,6 +21,8 @@ TrainOnWhat = Literal[
 IfExists = Literal["ask", "overwrite", "fail", "resume"]
 TrackerName = Literal["wandb", "trackio", "tensorboard", "mlflow"]
 Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "sections"]
+# What `tt prepare` can have a model write.
+Generate = Literal["qa"]
 
 # Of `config.json`: 2 since masks end with the end-of-turn token and data are fingerprinted with their tools. A setting
 # that it does not hold has its default.
@@ -66,6 +68,8 @@ class PrepareDefaults:
     seed: int = 0
     errors_shown: int = 10
     preview: int = 0
+    pairs_per_document: int = 5
+    generator_at_once: int = 8
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ import asyncio
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
+from judge_fixtures import Serve
 from judge_server import KEY, Asked, Judge, JudgeServer, Raw, no_progress, prefers
 from standin import Checkpoint, Model, StandIn
 
@@ -20,6 +19,8 @@ from tinkertools.asking.endpoints import MAX_TOKENS_OF_ENGINES, AskedModel, Fail
 from tinkertools.errors import EngineError, FileError, UsageError
 from tinkertools.judging import Judged, Pair, count, judge
 from tinkertools.judging.verdicts import question
+
+pytestmark = pytest.mark.usefixtures("services")
 
 BUSY = Raw(429, b'{"error": {"message": "slow down", "type": "rate_limit"}}', {"Retry-After": "7"})
 BROKEN = Raw(500, b'{"error": {"message": "oh no"}}')
@@ -33,50 +34,6 @@ def pairs(number: int) -> list[Pair]:
         answers = (f"good {i}", f"bad {i}") if i % 2 == 0 else (f"bad {i}", f"good {i}")
         made.append(Pair([{"role": "user", "content": f"question {i}"}], None, *answers))
     return made
-
-
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "HTTP_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-
-
-@pytest.fixture
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that the clients make, none of which takes any time."""
-    found: list[float] = []
-    nap = anyio.sleep
-
-    async def sleep(seconds: float) -> None:
-        found.append(seconds)
-        await nap(0)
-
-    monkeypatch.setattr(anyio, "sleep", sleep)
-    return found
-
-
-Serve = Callable[..., JudgeServer]
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch, slept: list[float]) -> Iterator[Serve]:
-    """Start a server on which both providers are."""
-    started: list[JudgeServer] = []
-
-    def start(judge: Judge) -> JudgeServer:
-        server = JudgeServer(judge)
-        server.__enter__()
-        started.append(server)
-        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
-        return server
-
-    yield start
-    for server in started:
-        server.__exit__(None, None, None)
 
 
 def parse_judge(name: str, base_url: str | None = None) -> AskedModel:
@@ -563,7 +520,7 @@ def test_who_cannot_be_asked_is_told_before(monkeypatch: pytest.MonkeyPatch, tmp
 def test_bounds_and_prices() -> None:
     assert parse_price("--judge-price", "2.5,10").of(2_000_000, 100_000) == 6.0
     for text in ("2", "a,b", "-1,2", "1,inf", "nan,1", "1,2,3"):
-        with pytest.raises(UsageError, match="^--judge-price .* is no price"):
+        with pytest.raises(UsageError, match=r"^--judge-price .* is no price"):
             parse_price("--judge-price", text)
     with pytest.raises(UsageError, match="--judge-rate is 0"):
         ask(Path(), pairs(1), per_minute=0)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
+from tinkertools.asking.costs import TokenPrice
 from tinkertools.asking.endpoints import Endpoint, Failed, Question, Reply
 from tinkertools.errors import TinkertoolsError, UsageError, without_secrets
 from tinkertools.kept import Kept, key_of
@@ -81,6 +82,18 @@ class Tally:
             self.unmetered += 1
         self.tokens_in += reply.tokens_in or 0
         self.tokens_out += reply.tokens_out or 0
+
+    def words(self, price: TokenPrice | None = None) -> str:
+        """What it took, in a line."""
+        parts = [f"{self.asked:,} questions asked", f"{self.kept:,} answers taken from the file"]
+        if self.failed:
+            parts.append(f"{self.failed:,} without an answer")
+        parts.append(f"{self.tokens_in:,} tokens in, {self.tokens_out:,} out")
+        if self.unmetered:
+            parts.append(f"{self.unmetered:,} answers did not say their tokens")
+        if price is not None:
+            parts.append(f"${price.of(self.tokens_in, self.tokens_out):,.4f}")
+        return "; ".join(parts)
 
 
 class Keeper:

@@ -297,7 +297,7 @@ class _Hosted:
         if status == 404:
             return EngineError(
                 f"{where} does not have {model.model} (HTTP 404): {said}",
-                hint=f"{model.option} {model.provider}:MODEL with a model that it has; {url} is the address that is asked",
+                hint=f"{model.option} {model.provider}:MODEL with one that it has; {url} is the address that is asked",
             )
         return Failed(f"HTTP {status}: {said}" if status is not None else said)
 

@@ -36,16 +36,7 @@ class Judged:
 
     def words(self, price: TokenPrice | None = None) -> str:
         """What it took, in a line."""
-        tally = self.tally
-        parts = [f"{tally.asked:,} questions asked", f"{tally.kept:,} answers taken from the file"]
-        if tally.failed:
-            parts.append(f"{tally.failed:,} without an answer")
-        parts.append(f"{tally.tokens_in:,} tokens in, {tally.tokens_out:,} out")
-        if tally.unmetered:
-            parts.append(f"{tally.unmetered:,} answers did not say their tokens")
-        if price is not None:
-            parts.append(f"${price.of(tally.tokens_in, tally.tokens_out):,.4f}")
-        return "; ".join(parts)
+        return self.tally.words(price)
 
 
 def judge(
