@@ -229,3 +229,22 @@ def test_a_bucket_that_is_not_there(bucket: Any, monkeypatch: pytest.MonkeyPatch
         read("s3://bucket/docs")
     assert "AWS_ENDPOINT_URL" in (caught.value.hint or "")
     assert "planted-5f0e7c2a91" not in caught.value.message
+
+
+def test_an_object_that_goes_while_others_are_read(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3fs = pytest.importorskip("s3fs")
+    for name in "abc":
+        bucket.put_object(Bucket="bucket", Key=f"docs/{name}.md", Body=name.encode())
+    give = s3fs.S3FileSystem.cat_file
+
+    def gone(self: Any, path: str) -> bytes:
+        if path == "bucket/docs/b.md":
+            bucket.delete_object(Bucket="bucket", Key="docs/b.md")
+        return bytes(give(self, path))
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "cat_file", gone)
+    found = read("s3://bucket/docs")
+    assert [one.text for one in found.found] == ["a", "c"]
+    [unread] = found.unread
+    assert (unread.name, unread.kind) == ("s3://bucket/docs/b.md", "unreadable")
+    assert unread.reason.startswith("the server does not give it: ")

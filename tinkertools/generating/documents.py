@@ -187,7 +187,11 @@ def _bucket(dataset: str, progress: ProgressMaker) -> Documents:
         _check_pdf(wanted)
         with progress("read", len(wanted), "documents") as report:
             for done, name in enumerate(wanted, 1):
-                documents.add(f"{BUCKET}{name}", text_of(name, files.cat_file(name)))
+                try:
+                    content = text_of(name, files.cat_file(name))
+                except (FileNotFoundError, PermissionError) as error:  # of this one alone
+                    content = Malformed(f"the server does not give it: {' '.join(str(error).split())}", "")
+                documents.add(f"{BUCKET}{name}", content)
                 report(done)
     return documents
 
