@@ -234,17 +234,17 @@ def test_a_bucket_that_is_not_there(bucket: Any, monkeypatch: pytest.MonkeyPatch
 def test_an_object_that_goes_while_others_are_read(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     s3fs = pytest.importorskip("s3fs")
     for name in "abc":
-        bucket.put_object(Bucket="bucket", Key=f"docs/{name}.md", Body=name.encode())
-    give = s3fs.S3FileSystem.cat_file
+        bucket.put_object(Bucket="bucket", Key=f"gone/{name}.md", Body=name.encode())
+    give = s3fs.S3FileSystem._cat_file
 
-    def gone(self: Any, path: str) -> bytes:
-        if path == "bucket/docs/b.md":
-            bucket.delete_object(Bucket="bucket", Key="docs/b.md")
-        return bytes(give(self, path))
+    async def gone(self: Any, path: str, *args: Any, **options: Any) -> bytes:
+        if path == "bucket/gone/b.md":
+            bucket.delete_object(Bucket="bucket", Key="gone/b.md")
+        return bytes(await give(self, path, *args, **options))
 
-    monkeypatch.setattr(s3fs.S3FileSystem, "cat_file", gone)
-    found = read("s3://bucket/docs")
+    monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", gone)
+    found = read("s3://bucket/gone")
     assert [one.text for one in found.found] == ["a", "c"]
     [unread] = found.unread
-    assert (unread.name, unread.kind) == ("s3://bucket/docs/b.md", "unreadable")
+    assert (unread.name, unread.kind) == ("s3://bucket/gone/b.md", "unreadable")
     assert unread.reason.startswith("the server does not give it: ")
