@@ -25,6 +25,8 @@ TrainOnWhat = Literal[
 IfExists = Literal["ask", "overwrite", "fail", "resume"]
 TrackerName = Literal["wandb", "trackio", "tensorboard", "mlflow"]
 Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "preference", "sections"]
+# What `tt prepare` can have a model write.
+Generate = Literal["qa"]
 
 # What the evaluations of methods are judged by.
 JUDGED_OF: dict[MethodName, str] = {
@@ -77,6 +79,8 @@ class PrepareDefaults:
     seed: int = 0
     errors_shown: int = 10
     preview: int = 0
+    pairs_per_document: int = 5
+    generator_at_once: int = 8
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,7 @@ def _evaluated(given: Given) -> tuple[Given, list[str]]:
         raise UsageError(
             "--upload: a sweep has many results", hint="leave it out; afterwards: tt upload --run RUN, with the best"
         )
-    notes = []
+    notes: list[str] = []
     method: MethodName = given.values.get("method") or "sft"
     if method in _NO_DATA:
         return given, notes

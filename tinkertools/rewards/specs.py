@@ -15,7 +15,7 @@ from tinkertools.rewards.sandbox import check_available
 from tinkertools.rewards.worker import Function
 
 if TYPE_CHECKING:
-    from tinkertools.judging import JudgeModel
+    from tinkertools.asking.endpoints import AskedModel
 
 Kind = Literal["math", "regex", "code", "judge", "score", "function"]
 
@@ -40,7 +40,7 @@ class RewardSpec:
     text: str
     kind: Kind
     argument: str = ""
-    judge: "JudgeModel | None" = None
+    judge: "AskedModel | None" = None
     function: Function | None = None
 
     @property
@@ -73,9 +73,9 @@ def parse_reward(spec: str) -> RewardSpec:
             _check_pattern(argument)
             return RewardSpec(spec, "regex", argument)
         if name == "judge":
-            from tinkertools.judging import parse_judge
+            from tinkertools.asking.endpoints import parse_model
 
-            return RewardSpec(spec, "judge", argument, judge=parse_judge(argument))
+            return RewardSpec(spec, "judge", argument, judge=parse_model("--reward judge", argument))
         return RewardSpec(spec, "score", argument)
     if not colon:
         raise UsageError(f"--reward {spec or '(empty)'}: there is no such reward", hint=_suggestion(spec))
