@@ -352,7 +352,7 @@ def test_real_preferences(tt: Tt, shared_data: Path) -> None:
     """Their answers are long for the starter model: few are left, and all are counted."""
     found = tt(
         "train", "--method", "dpo", "--data", shared_data / "dpo_en_demo.json", "--base-model", STARTER_MODEL,
-        "--overlength", "drop", "--batch", 2, "--max-steps", 2, "--run-name", "run",
+        "--overlength", "drop", "--max-length", 400, "--batch", 2, "--max-steps", 2, "--run-name", "run",
     )  # fmt: skip
     assert found.code == 0, found.err
     words = flat(found)
