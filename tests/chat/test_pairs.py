@@ -379,8 +379,6 @@ def test_a_preview_shows_both_sides(tt: Tt, tmp_path: Path) -> None:
         f"── pair 1, rejected: {sizes[1]} ──\n{prompt}⟦no<|im_end|>⟧\n{output}\n"
     )
     assert "trained on both answers\n" in found.err
-    assert (
-        f"pairs: 1 of 2, with {pair.tokens} tokens on both sides, {pair.trained_tokens} of them trained" in found.err
-    )
+    assert f"pairs: 1 of 2, with {pair.tokens} tokens on both sides, {pair.trained_tokens} of them trained" in found.err
     assert "note: 1 dropped as too long\n" in found.err
     assert "self-check: 4 answers are trained exactly as they are sampled\n" in found.err
