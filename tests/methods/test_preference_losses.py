@@ -19,7 +19,7 @@ from tinkertools.chat.pairs import Pair
 from tinkertools.config import TrainConfig
 from tinkertools.local import ServiceClient
 from tinkertools.methods.dpo import DirectObjective, direct_objective
-from tinkertools.methods.preferences import answer_sums, forward_sums, loss_of, share_right, sides
+from tinkertools.methods.preferences import Objective, answer_sums, forward_sums, loss_of, share_right, sides
 from tinkertools.methods.reference import Reference
 from tinkertools.methods.reward import score_objective
 from tinkertools.scoring import LARGEST_LOGPROB, score, score_tensor
@@ -76,7 +76,7 @@ def trl_loss(
         log_probs=per_token, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool(), logits=None, loss=None
     )
     accelerator = SimpleNamespace(gather_for_metrics=lambda x: x, gather=lambda x: x, device=torch.device("cpu"))
-    trainer = SimpleNamespace(
+    trainer: Any = SimpleNamespace(
         accelerator=accelerator, model=SimpleNamespace(training=True), aux_loss_enabled=False, ld_alpha=None,
         precompute_ref_logps=True, f_divergence_type="reverse_kl", loss_types=[kind], loss_weights=[1.0], beta=BETA,
         label_smoothing=smoothing, _metrics={"train": _Lists()}, _total_train_tokens=0, _tp_size=1,
@@ -87,7 +87,8 @@ def trl_loss(
         "ref_chosen_logps": torch.tensor(reference.chosen, dtype=torch.float64),
         "ref_rejected_logps": torch.tensor(reference.rejected, dtype=torch.float64),
     }  # fmt: skip
-    found: torch.Tensor = DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, return_outputs=False)
+    compute: Any = DPOTrainer._compute_loss
+    found: torch.Tensor = compute(trainer, lambda **_: outputs, inputs, return_outputs=False)
     return found
 
 
@@ -207,7 +208,8 @@ def test_the_reward_models_loss() -> None:
 def plain_logprobs(model: Any, weights: dict[str, torch.Tensor], one: Example) -> torch.Tensor:
     ids = torch.from_numpy(one.tokens.astype(np.int64))[None]
     logits = torch.func.functional_call(model, weights, (ids[:, :-1],), tie_weights=False).logits[0]
-    return logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    found: torch.Tensor = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    return found
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "ipo", "reward"])
@@ -215,6 +217,7 @@ def test_a_step_is_plain_pytorchs(service: ServiceClient, untied: str, kind: str
     client = service.create_lora_training_client(untied, 4, seed=3)
     sums = [float(value) for _, part in forward_sums(client, PAIRS, 2) for value in part]
     reference = Reference(sums[0::2], sums[1::2])
+    wanted: Objective
     if kind == "reward":
         last = [Pair(example(p.chosen.tokens.tolist(), 1), example(p.rejected.tokens.tolist(), 1), p.margin, p.origin)
                 for p in PAIRS]  # fmt: skip

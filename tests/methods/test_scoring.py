@@ -37,7 +37,7 @@ def test_what_is_scored_is_the_conversation_the_question_and_the_deciding_token(
 
 
 def test_marks_of_training_have_no_part_in_it(starter: str) -> None:
-    marked = [MESSAGES[0], {**MESSAGES[1], "trainable": False}]
+    marked: list[dict[str, Any]] = [MESSAGES[0], {**MESSAGES[1], "trainable": False}]
     renderer = load_renderer(starter)
     assert np.array_equal(scored_prompt(renderer, marked).tokens, scored_prompt(renderer, MESSAGES).tokens)
 
