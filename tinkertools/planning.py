@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from tinkertools.config import TRAINING_DATA, IfExists, ServerSettings, TrainConfig, without_password
 from tinkertools.engines import Choice, choose
 from tinkertools.errors import ModelError, RunError, UsageError
+from tinkertools.presets import without_preset
 from tinkertools.reporting import Notify
 from tinkertools.resuming import read_started, with_options
-from tinkertools.schedules import auto_learning_rate, no_formula
+from tinkertools.schedules import auto_learning_rate, no_formula, of_method
 from tinkertools.settings import Given
 from tinkertools.shipped import SAMPLE_TRAINING_DATA, is_starter
 
@@ -106,7 +107,8 @@ def plan_resumed(run: "RunDirectory", given: Given) -> Plan:
             place = given.places[name]
             shown = f"{place} {named}" if place.startswith("--") else f"{place}: {named}"
             raise UsageError(f"{shown}: the run is {run.path}", hint="leave it out")
-    values = {name: value for name, value in given.values.items() if name not in _PLACES}
+    asked = without_preset(given.values, given.places)
+    values = {name: value for name, value in asked.items() if name not in _PLACES}
     config = with_options(started, as_started(values, started, metadata), given.places)
     server = ServerSettings.from_environment(given.values.get("base_url"))
     engine: Literal["tinker", "local"] = "tinker" if config.engine == "tinker" else "local"
@@ -213,5 +215,6 @@ def resolve(config: TrainConfig, say: Notify) -> TrainConfig:
             if config.engine == "local":
                 raise
             rate, why = no_formula(f"{config.base_model}, whose configuration cannot be read here")
+        rate, why = of_method(rate, why, config.method)
         say(f"learning rate: {rate:.3g} ({why})")
     return config.changed(learning_rate=rate)

@@ -19,6 +19,7 @@ from tinkertools.engines import Choice
 from tinkertools.errors import Interrupted, RunError, UsageError
 from tinkertools.files import explain_os_errors, write_bytes
 from tinkertools.planning import Ask, Plan, as_started, plan_run
+from tinkertools.presets import without_preset
 from tinkertools.processes import Job, Jobs
 from tinkertools.reporting import Notify, ProgressMaker, Report
 from tinkertools.resuming import option, remembered, with_options
@@ -289,7 +290,7 @@ def _resumed(directory: SweepDirectory, given: Given) -> Sweep:
             raise _refused(_shown_grid(given, name), grid.get(name, getattr(started, name)))
     changed = {
         name: value
-        for name, value in given.values.items()
+        for name, value in without_preset(given.values, given.places).items()
         if name not in (*_PLACES, *given.grid) and (name in grid or getattr(started, name) != value)
     }
     if not changed.get("val_fraction"):  # 0 may stand in the file that the sweep was begun with, too

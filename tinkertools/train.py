@@ -17,6 +17,7 @@ from tinkertools.errors import EngineError, FileError, Interrupted, TinkertoolsE
 from tinkertools.files import AGAIN
 from tinkertools.options import with_settings
 from tinkertools.planning import Plan, limits_of_model, plan_resumed, plan_run, resolve, start_of
+from tinkertools.presets import with_preset
 from tinkertools.resuming import changes, option, refuse_changed, refuse_shorter, remembered, unchecked
 from tinkertools.settings import Given, from_options, json_schema, read_file, write_yaml
 from tinkertools.stopping import StoppedAtOnce, stop_on_interrupt, terminated_as_interrupted
@@ -78,6 +79,10 @@ def command(
     given = from_options(options)
     if config is not None:
         given = read_file(config).under(given)
+    if resume is None:
+        given, words = with_preset(given)
+        if words:
+            console.say(words)
     plan: Plan | None = None
     try:
         with terminated_as_interrupted():
