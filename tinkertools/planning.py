@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tinkertools.engines import Service
     from tinkertools.local.limits import Limits
     from tinkertools.runs.directory import RunDirectory
+    from tinkertools.runs.many import ManyRuns
 
 # Asked where a run's directory is there: overwrite, resume, or None for neither.
 Ask = Callable[[Path], Literal["overwrite", "resume"] | None]
@@ -90,6 +91,26 @@ def _when_there(path: Path, behavior: IfExists, ask: Ask) -> Literal["overwrite"
     if decided == "resume":
         return "resume"
     raise RunError(f"{path} exists", hint=f"choose another --run-name, or go on with it: tt train --resume {path}")
+
+
+def when_there(runs: "ManyRuns", behavior: IfExists, ask: Ask) -> Literal["overwrite", "resume"]:
+    """What to do with the directory of several runs that is there.
+
+    Raises:
+        RunError: it stays as it is.
+    """
+    path = runs.path
+    if not runs.exists:
+        raise RunError(f"{path} exists and holds no {runs.WHAT}", hint="choose another place")
+    decided = ask(path) if behavior == "ask" else behavior
+    if decided in ("overwrite", "resume"):
+        return decided
+    raise RunError(f"{path} exists", hint=f"choose another place, or go on with it: tt train --resume {path}")
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a directory holds nothing, or only the lock of a process that was killed before it wrote anything."""
+    return path.is_dir() and all(found.name.startswith(".") for found in path.iterdir())
 
 
 def plan_resumed(run: "RunDirectory", given: Given) -> Plan:
@@ -201,6 +222,17 @@ def start_of(config: TrainConfig, service: "Service") -> Start:
             hint="name a tinker:// path of weights, or a run that was trained there",
         )
     return Start(weights.state_path, service.rank_of(weights.state_path))
+
+
+def rank_of_start(config: TrainConfig) -> int | None:
+    """The rank of the weights to start from, where they lie here."""
+    from tinkertools.adapters.peft_files import rank_of
+    from tinkertools.runs.directory import find_weights
+
+    if config.load_checkpoint_path is None:
+        return None
+    weights = find_weights(config.load_checkpoint_path, config.output_dir)
+    return rank_of(weights.directory) if weights.directory else None
 
 
 def resolve(config: TrainConfig, say: Notify) -> TrainConfig:
