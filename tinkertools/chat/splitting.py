@@ -64,3 +64,14 @@ def split(conversations: Sequence[Conversation], fraction: float) -> tuple[list[
     for conversation, digest in zip(conversations, digests, strict=True):
         (held_out if digest in chosen else kept).append(conversation)
     return kept, held_out
+
+
+def chosen_by(contents: Sequence[bytes], fraction: float) -> list[bool]:
+    """Which rows are held out, by what makes them equal; as `split`.
+
+    Raises:
+        DataError: all are equal.
+    """
+    digests = [int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") for content in contents]
+    chosen = validation_digests(digests, fraction, PrepareDefaults.seed)
+    return [digest in chosen for digest in digests]
