@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tinkertools import local, remote
     from tinkertools.local.sampling import SamplingClient as LocalSamplingClient
     from tinkertools.local.training import TrainingClient as LocalTrainingClient
-    from tinkertools.remote.service import SamplingClient as RemoteSamplingClient
-    from tinkertools.remote.service import TrainingClient as RemoteTrainingClient
+    from tinkertools.remote.clients import SamplingClient as RemoteSamplingClient
+    from tinkertools.remote.clients import TrainingClient as RemoteTrainingClient
     from tinkertools.runs.directory import Weights
 
     # The client interface of Tinker is the engine interface: both engines have the methods that are used of it.

@@ -139,16 +139,12 @@ def read_prompts(config: TrainConfig, voice: Voice) -> tuple[list[Prompt], list[
     Raises:
         DataError: a row cannot be used.
     """
-    from tinkertools.chat.splitting import chosen_by
+    from tinkertools.chat.splitting import split_by
 
     prompts, words = _read(config.data, config.num_examples)
     voice.say(f"data: {config.data}: {len(prompts):,} prompts ({words})")
     if config.val_fraction:
-        held_out = chosen_by([_content(prompt) for prompt in prompts], config.val_fraction)
-        return (
-            [prompt for prompt, held in zip(prompts, held_out, strict=True) if not held],
-            [prompt for prompt, held in zip(prompts, held_out, strict=True) if held],
-        )
+        return split_by(prompts, [_content(prompt) for prompt in prompts], config.val_fraction, "prompts")
     if not config.eval_data:
         return prompts, []
     held, words = _read(config.eval_data, 0)
