@@ -51,8 +51,8 @@ def command(
     resume: Annotated[
         str | None,
         typer.Option(
-            help="Go on with a run, a sweep or stages (the path, or latest) with the options it was started with. Beside "
-            "it may change: --max-steps and --epochs, to more; what is saved, fetched, tracked and waited for.",
+            help="Go on with a run, a sweep or stages (the path, or latest) with the options it was started with. "
+            "Beside it may change: --max-steps and --epochs, to more; what is saved, fetched, tracked and waited for.",
             metavar="RUN",
         ),
     ] = None,

@@ -17,8 +17,8 @@ from tinkertools.runs.many import TAKEN
 from tinkertools.runs.stages import StagesDirectory, find_stages, new_stages
 from tinkertools.settings import Given, GivenStage
 
-# Settings that name a run, and what stands before its name. `stage:NAME` is the run of an earlier stage.
-NAMING = {"load_checkpoint_path": "", "teacher": "", "reward": "score:"}
+# Settings that name a run, and what may stand before its name. `stage:NAME` is the run of an earlier stage.
+NAMING: dict[str, tuple[str, ...]] = {"load_checkpoint_path": ("",), "teacher": ("",), "reward": ("score:", "judge:")}
 _STAGE = "stage:"
 # Where stages are written is said once, for all of them.
 PLACES = ("log_path", "output_dir", "run_name", "behavior_if_log_dir_exists")
@@ -246,14 +246,16 @@ def _stage(
 
 def _named(field: str, value: Any) -> str | None:
     """The stage that a setting names; None where it names none."""
-    prefix = NAMING[field] + _STAGE
-    return value.removeprefix(prefix) if isinstance(value, str) and value.startswith(prefix) else None
+    prefixes = [prefix + _STAGE for prefix in NAMING[field]]
+    return next((value.removeprefix(p) for p in prefixes if isinstance(value, str) and value.startswith(p)), None)
 
 
 def resolved(stage: Stage, directory: StagesDirectory) -> dict[str, Any]:
     """The settings of a stage, with the directories of the stages that they name."""
-    runs = {field: NAMING[field] + str(directory.run(name).path.resolve()) for field, name in stage.named.items()}
-    return dict(stage.values) | runs
+    found = dict(stage.values)
+    for field, name in stage.named.items():
+        found[field] = found[field].removesuffix(_STAGE + name) + str(directory.run(name).path.resolve())
+    return found
 
 
 def plan_of_stage(stage: Stage, directory: StagesDirectory, ask: Ask) -> Plan:
