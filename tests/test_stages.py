@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ stages:
     training: {max_steps: 3}
   - name: second
     dataset: {name: b.jsonl, val_fraction: 0.2}
-    training: {max_steps: 30, learning_rate: 1e-3}
+    training: {max_steps: 12, learning_rate: 1e-3}
     checkpointing: {save_every: 0}
     infrastructure: {load_checkpoint_path: stage:first}
 """
@@ -127,7 +128,7 @@ def test_stages_that_are_interrupted_end_as_the_same_runs_done_by_hand(
         say(text)
         if text.startswith("[second] starting from") and not TrainingLog.reopen(log, sys.maxsize).steps:
             while not TrainingLog.reopen(log, sys.maxsize).steps:
-                pass
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(console, "say", hear)
@@ -155,7 +156,7 @@ def test_stages_that_are_interrupted_end_as_the_same_runs_done_by_hand(
     one = tt("train", "--data", "a.jsonl", "--max-steps", 3, "--rank", 4, *both, "one")
     assert one.code == 0, one.err
     start = ["--load-checkpoint-path", "checkpoints/one", "--save-every", 0, "--learning-rate", 1e-3]
-    two = tt("train", "--data", "b.jsonl", "--val-fraction", 0.2, "--max-steps", 30, *start, *both, "two")
+    two = tt("train", "--data", "b.jsonl", "--val-fraction", 0.2, "--max-steps", 12, *start, *both, "two")
     assert two.code == 0, two.err
     assert first.read_bytes() == (files / "checkpoints/one" / WEIGHTS).read_bytes()
     assert (files / "checkpoints/s/second" / WEIGHTS).read_bytes() == (files / "checkpoints/two" / WEIGHTS).read_bytes()
@@ -350,9 +351,9 @@ def test_a_dry_run_tells_each_stage(staged: Tt, files: Path, tiny: str) -> None:
     assert found.code == 0, found.err
     shown = " ".join(found.err.split())
     assert f"stage first, --method sft: waiting, {files}/a.jsonl, batch 4, 3 steps, rank 4, learning rate auto" in shown
-    assert "30 steps, rank 4, learning rate 0.001, load checkpoint path stage:first, into checkpoints/stages_" in shown
+    assert "12 steps, rank 4, learning rate 0.001, load checkpoint path stage:first, into checkpoints/stages_" in shown
     assert "steps: 3 of 4 examples" in shown
-    assert "steps: 30 of 4 examples" in shown
+    assert "steps: 12 of 4 examples" in shown
     assert (started(), Path("checkpoints").exists()) == ([], False)
 
 
@@ -378,6 +379,27 @@ def test_stages_go_on_with_what_does_not_change_the_result(staged: Tt) -> None:
     anew = staged("--config", "two.yaml", "--run-name", "s", "--behavior-if-log-dir-exists", "overwrite")
     assert anew.code == 0, anew.err
     assert started()[3:] == ["first", "second"]
+
+
+def test_a_stage_without_a_step_is_mended_in_the_file(staged: Tt) -> None:
+    Path("on_second").touch()
+    found = staged("--config", "two.yaml", "--run-name", "s")
+    assert "where its settings are wrong, with --config FILE once they are mended there" in " ".join(found.err.split())
+    Path("on_second").unlink()
+    for old, new, message in [
+        ("max_steps: 3}", "max_steps: 4}", "two.yaml:6: training.max_steps: 4: stage first was started with 3"),
+        ("name: second", "name: other", "was started with the stages first, second"),
+    ]:
+        Path("two.yaml").write_text(TWO.replace(old, new))
+        refused = staged("--config", "two.yaml", "--resume", "checkpoints/s")
+        assert (refused.code, message in refused.err) == (2, True), refused.err
+    Path("two.yaml").write_text(TWO.replace("max_steps: 12", "max_steps: 20"))
+    mended = staged("--config", "two.yaml", "--resume", "checkpoints/s")
+    assert mended.code == 0, mended.err
+    second = child("checkpoints/s", "second")
+    assert (second.max_steps, second.behavior_if_log_dir_exists) == (20, "overwrite")
+    assert stored("checkpoints/s")[1]["settings"]["max_steps"] == 20
+    assert started() == ["first", "second", "second"]
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,13 @@ class Stage:
         name: of its directory, by which later ones name it.
         values: its settings as far as they are given, and as they were planned. Earlier stages are `stage:NAME`.
         url: its server's address, where a password stands in it; no file holds that.
+        anew: whether a run that is there, with other settings, goes.
     """
 
     name: str
     values: Mapping[str, Any]
     url: str | None = None
+    anew: bool = False
 
     @property
     def config(self) -> TrainConfig:
@@ -273,6 +275,8 @@ def plan_of_stage(stage: Stage, directory: StagesDirectory, ask: Ask) -> Plan:
 def _resumed(directory: StagesDirectory, given: Given, ask: Ask) -> Stages:
     """Stages to go on with, as they were started, but for settings that do not change what is computed.
 
+    Those without a step that is saved are as the file has them, where there is one.
+
     Raises:
         RunError: they are damaged, or another version wrote them.
         UsageError: a setting would change the results.
@@ -288,10 +292,20 @@ def _resumed(directory: StagesDirectory, given: Given, ask: Ask) -> Stages:
         )
     stages = []
     for stage in started:
+        run = directory.run(stage.name)
+        if now and not has_steps(run):
+            mended = now[stage.name]
+            stages.append(replace(mended, anew=run.exists and mended.values != stage.values))
+            continue
         asked = now[stage.name].values if now else given.values
         places = given.places | next((own.given.places for own in given.stages if own.name == stage.name), {})
         stages.append(_changed(stage, asked, places, given.values.get("base_url")))
     return Stages(directory, stages, stored["created"], TrainConfig())
+
+
+def has_steps(run: RunDirectory) -> bool:
+    """Whether something would be lost if a run began anew."""
+    return run.finished or run.next_step() > 1
 
 
 def _read_stage(entry: Any, directory: StagesDirectory) -> Stage:

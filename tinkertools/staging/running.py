@@ -17,7 +17,7 @@ from tinkertools.processes import Job, Jobs, LastWords, command_of, environment_
 from tinkertools.reporting import Notify
 from tinkertools.runs.log import TrainingLog, figures_shown
 from tinkertools.settings import write_some, write_stages
-from tinkertools.staging.plans import NAMING, PLACES, Stage, Stages, plan_of_stage, resolved
+from tinkertools.staging.plans import NAMING, PLACES, Stage, Stages, has_steps, plan_of_stage, resolved
 from tinkertools.stopping import StoppedAtOnce
 from tinkertools.tracking import check_trackers
 
@@ -82,7 +82,8 @@ def _train(stages: Stages, stage: Stage, place: str, say: Notify) -> None:
         RunError: it failed.
     """
     directory, run = stages.directory, stages.run(stage)
-    values = resolved(stage, directory) | {"log_path": run.path.resolve(), "behavior_if_log_dir_exists": "resume"}
+    behavior = "overwrite" if stage.anew else "resume"
+    values = resolved(stage, directory) | {"log_path": run.path.resolve(), "behavior_if_log_dir_exists": behavior}
     file = directory.config(stage.name)
     write_bytes(file, write_some(TrainConfig(**values), values).encode())
     last_words, codes = LastWords(), list[int]()
@@ -108,7 +109,10 @@ def _train(stages: Stages, stage: Stage, place: str, say: Notify) -> None:
 
 def _fail(stages: Stages, stage: Stage, place: str, why: str) -> NoReturn:
     _write(stages, **{stage.name: why})
-    raise RunError(f"{place}, failed: {why}", hint=f"mend what is wrong, then {stages.goes_on} tries it again")
+    hint = f"mend what is wrong, then {stages.goes_on} tries it again"
+    if not has_steps(stages.run(stage)):
+        hint += "; where its settings are wrong, with --config FILE once they are mended there"
+    raise RunError(f"{place}, failed: {why}", hint=hint)
 
 
 def described(stages: Stages, stage: Stage) -> str:
