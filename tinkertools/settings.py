@@ -240,7 +240,7 @@ def write_yaml(config: TrainConfig, grid: Mapping[str, Sequence[Any]], *, explai
     """A file that gives exactly this; each key with what it is, where it is `explained`."""
     document = _written(config, TrainConfig.model_fields, explained=explained)
     if grid:
-        document[SWEEP] = {_key(name): [*map(_quoted, found)] for name, found in grid.items()}
+        document[SWEEP] = {_sweep_key(name): [*map(_quoted, found)] for name, found in grid.items()}
     return _dumped(document)
 
 
@@ -337,7 +337,8 @@ def _schema_of_stages(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _sections() -> dict[str, dict[str, str]]:
-    """The fields by section and key, in the order of `TrainConfig`; what can be swept by its key and its own name.
+    """The fields by section and key, in the order of `TrainConfig`; what can be swept by its key, where no other field
+    has that in another section, and its own name.
 
     What stands in a file outside of any section is under "".
     """
@@ -347,7 +348,7 @@ def _sections() -> dict[str, dict[str, str]]:
         section, _, key = setting(name).key.rpartition(".")
         found.setdefault(section, {})[key] = name
         if setting(name).sweep:
-            sweep[key] = name
+            sweep[_sweep_key(name)] = name
             sweep[name] = name
     return found | {SWEEP: sweep}
 
@@ -391,7 +392,8 @@ def _hint(name: str, node: Any, key: str) -> str | None:
     """What to write instead of a value in a file that is none, where that can be told."""
     items = _read(node)[0] if node.id == "sequence" else []
     if items and setting(name).sweep and all(_accepts(name, item) for item in items):
-        return f"one value; to try each, write\n    {SWEEP}:\n      {key}: {_read(node)[1].removeprefix('the list ')}"
+        listed = _read(node)[1].removeprefix("the list ")
+        return f"one value; to try each, write\n    {SWEEP}:\n      {_sweep_key(name)}: {listed}"
     if node.id != "scalar":
         return None
     value, written = _read(node)[0], _short(node.value)
@@ -704,7 +706,11 @@ def _unknown(message: str, word: str, section: str | None) -> UsageError:
     if _SECRET_KEY.search(word):
         return UsageError(message, hint="keys come from the environment or from .env, never from this file")
     if section == SWEEP:
-        known = [key for key, name in sections[SWEEP].items() if key == _key(name)]
+        known = [key for key, name in sections[SWEEP].items() if key == _sweep_key(name)]
+        if several := [name for name in TrainConfig.model_fields if setting(name).sweep and _key(name) == word]:
+            return UsageError(
+                f"{message}: several settings are called so", hint=f"did you mean {' or '.join(several)}?"
+            )
         if any(word in keys for keys in sections.values()) or word in TrainConfig.model_fields:
             return UsageError(
                 f"{message}: it has one value in all runs", hint=f"these can be tried: {', '.join(known)}"
@@ -714,13 +720,15 @@ def _unknown(message: str, word: str, section: str | None) -> UsageError:
         meant = next((found for found in TrainConfig.model_fields if plain in (found, _key(found))), None)
         if meant:
             return UsageError(message, hint=_as_key(meant))
-    what = "sections are" if section is None else f"{section} has"
     if close := difflib.get_close_matches(word.lower(), known, n=1):
         return UsageError(message, hint=f"did you mean {close[0]}?")
     anywhere = {label: name for name in TrainConfig.model_fields for label in (name, _key(name))}
     if section != SWEEP and (close := difflib.get_close_matches(plain, anywhere, n=1, cutoff=0.8)):
         return UsageError(message, hint=_as_key(anywhere[close[0]]))
-    return UsageError(message, hint=f"{what} {', '.join(known)}")
+    if section is None:
+        listed = ", ".join(filter(None, sections))
+        return UsageError(message, hint=f"sections are {listed}; {' and '.join(sections[''])} stand in none")
+    return UsageError(message, hint=f"{section} has {', '.join(known)}")
 
 
 def _as_key(name: str) -> str:
@@ -732,3 +740,10 @@ def _as_key(name: str) -> str:
 def _key(name: str) -> str:
     """The key of a field, in its section."""
     return setting(name).key.rpartition(".")[2]
+
+
+@cache
+def _sweep_key(name: str) -> str:
+    """The key of a field that is swept: the one in its section, else its name, where other fields have that key too."""
+    key = _key(name)
+    return key if [*map(_key, TrainConfig.model_fields)].count(key) == 1 else name

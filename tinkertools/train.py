@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tinkertools import __version__, console
-from tinkertools.config import CONFIG_VERSION, OUTPUT_DIR, AnswerDefaults, MethodName, ServerSettings, TrainConfig
+from tinkertools.config import (
+    CONFIG_VERSION,
+    FOLLOWED_BY,
+    JUDGED_OF,
+    OUTPUT_DIR,
+    AnswerDefaults,
+    MethodName,
+    ServerSettings,
+    TrainConfig,
+)
 from tinkertools.engines import open_service
 from tinkertools.errors import EngineError, FileError, Interrupted, TinkertoolsError, UsageError
 from tinkertools.files import AGAIN
@@ -310,9 +319,9 @@ def train(plan: Plan) -> None:
                 by=stop.by or signal.SIGINT,
             )
         # Before the final weights, whose presence says that nothing is missing.
-        write_plots(run.plots, log.steps, log.evals)
+        write_plots(run.plots, log.steps, log.evals, config.method)
         loop.finish(ended.step)
-    show_summary(run, log, total_steps)
+    show_summary(run, log, total_steps, config.method)
     if config.engine == "tinker":
         console.show_server_paths(run.server_paths(), downloaded=config.download)
 
@@ -335,12 +344,13 @@ def material_of_run(plan: Plan, service: "Service | None", *, first: bool = True
     config = plan.config
     console.say(f"base model: {config.base_model} ({plan.choice.reason})")
     material = read_material(config, console.voice())
+    limits = limits_of_model(config, service)
     metadata = run_metadata(plan, material, first=first)
     if plan.metadata is not None:
         refuse_changed(plan.metadata, metadata, config, plan.run.path)
         if note := unchecked(plan.metadata):
             console.warn(note)
-    material.make_ready(limits_of_model(config, service), strict=service is not None)
+    material.make_ready(limits, strict=service is not None)
     return material, metadata
 
 
@@ -561,34 +571,46 @@ def write_down_changes(
         plan.run.write_config(kept)
 
 
-def show_summary(run: "RunDirectory", log: "TrainingLog", total_steps: int) -> None:
+def show_curve(steps: "Sequence[dict[str, Any]]", evals: "Sequence[dict[str, Any]]", method: MethodName) -> None:
+    """The chart of a run: what its evaluations are judged by, and so its loss, or its rewards and the like."""
+    from tinkertools.runs.log import LOSSES, in_words, judged_by
+    from tinkertools.runs.plots import smooth
+
+    key = "loss" if JUDGED_OF[method] in LOSSES else JUDGED_OF[method]
+    x, values, window = smooth(steps, key, method)
+    # Evaluations stand in the picture where they are of its kind.
+    kinds = LOSSES if key == "loss" else (key,)
+    marks = [(entry["step"], entry[judged_by(entry)]) for entry in evals if judged_by(entry) in kinds]
+    console.chart(
+        in_words(key) + f", mean of {window} steps" * (window > 1) + " (● evaluation)" * bool(marks),
+        list(zip(x, values, strict=True)),
+        marks=marks,
+    )
+
+
+def show_summary(run: "RunDirectory", log: "TrainingLog", total_steps: int, method: MethodName) -> None:
     """Where the run is, what it did, and what to type next."""
     from tinkertools.estimates import peak_memory
-    from tinkertools.runs.log import best_of, figures_shown, judged_by
-    from tinkertools.runs.plots import smooth_loss
+    from tinkertools.runs.log import best_of, figures_shown, in_words, judged_by
 
     steps, evals = log.steps, log.evals
-    x, losses, window = smooth_loss(steps)
     seconds = sum(entry["seconds"] for entry in steps)
     tokens = sum(entry["tokens"] for entry in steps)
     trained = sum(entry["trained_tokens"] for entry in steps)
     console.say()
-    # Evaluations stand in the picture of the loss where they are of its kind.
-    marks = [(entry["step"], entry[judged_by(entry)]) for entry in evals if judged_by(entry) in ("nll", "loss")]
-    console.chart(
-        "loss" + f", mean of {window} steps" * (window > 1) + " (● evaluation)" * bool(marks),
-        list(zip(x, losses, strict=True)),
-        marks=marks,
-    )
+    show_curve(steps, evals, method)
     console.say(f"run             {run.path}")
     if len(steps) < total_steps:
         console.say(f"stopped early   after step {len(steps)} of {total_steps}: nothing had improved")
-    console.say(f"loss            {steps[0]['loss']:.4f} at the start, {steps[-1]['loss']:.4f} at the end")
+    for name in ("loss", FOLLOWED_BY.get(method)):
+        known = [entry[name] for entry in steps if entry.get(name) is not None] if name else []
+        if name and known:
+            console.say(f"{in_words(name):<15} {known[0]:.4f} at the start, {known[-1]:.4f} at the end")
     if best := best_of(evals):
         kept = next((f", kept as {path}" for step, path in run.checkpoints() if step == best["step"]), "")
         console.say(
-            f"held out        {figures_shown(evals[-1])} at the end; best {best[judged_by(best)]:.4f} after step "
-            f"{best['step']}{kept if best is not evals[-1] else ''}"
+            f"{'evaluation' if method == 'selfplay' else 'held out':<15} {figures_shown(evals[-1])} at the end; best "
+            f"{best[judged_by(best)]:.4f} after step {best['step']}{kept if best is not evals[-1] else ''}"
         )
     console.say(f"trained tokens  {trained:,} of {tokens:,} in {len(steps):,} steps, {console.seconds(seconds)}")
     console.say(f"speed           {tokens / seconds:,.0f} tokens/s")
