@@ -1210,6 +1210,7 @@ def accepts(schema: Mapping[str, Any], value: Any) -> bool:
         "minItems": lambda least: not is_a("array") or len(value) >= least,
         "uniqueItems": lambda _: not is_a("array") or not any(item in value[:i] for i, item in enumerate(value)),
         "properties": lambda known: not is_a("object") or all(accepts(known[k], value[k]) for k in known if k in value),
+        "required": lambda keys: not is_a("object") or value.keys() >= {*keys},
         "additionalProperties": lambda _: not is_a("object") or value.keys() <= schema["properties"].keys(),
     }  # fmt: skip
     unread = {"$schema", "title", "description", "default", "format"}
@@ -1234,6 +1235,8 @@ def test_the_schema_describes_every_key(tt: Tt) -> None:
     assert SCHEMA["additionalProperties"] is False
     found_keys: dict[str, Any] = {}
     for section, described in SCHEMA["properties"].items():
+        if section == "stages":
+            continue
         if section in KEYS:
             found_keys[section] = described
             continue

@@ -192,7 +192,9 @@ class TrainConfig(BaseModel):
     ] = "sft"
     preset: Annotated[
         PresetName | None,
-        Setting("preset", "Rank, learning rate and batch that work as a start; what is given beside it wins."),
+        Setting(
+            "preset", "Rank, learning rate, batch and group size that work as a start; what is given beside it wins."
+        ),
     ] = None
 
     base_model: Annotated[

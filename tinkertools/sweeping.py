@@ -2,27 +2,27 @@
 
 import dataclasses
 import math
-import os
 import re
 import shutil
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from tinkertools import __version__
-from tinkertools.config import JUDGED_OF, OUTPUT_DIR, MethodName, ServerSettings, TrainConfig, setting, without_password
+from tinkertools.config import JUDGED_OF, OUTPUT_DIR, MethodName, ServerSettings, TrainConfig, setting
 from tinkertools.engines import Choice
 from tinkertools.errors import Interrupted, RunError, UsageError
 from tinkertools.files import explain_os_errors, write_bytes
-from tinkertools.planning import Ask, Plan, as_started, plan_run
-from tinkertools.processes import Job, Jobs
+from tinkertools.planning import Ask, Plan, as_started, is_empty, plan_run, rank_of_start, when_there
+from tinkertools.presets import without_preset
+from tinkertools.processes import Job, Jobs, LastWords, command_of, environment_of, secret_url
 from tinkertools.reporting import Notify, ProgressMaker, Report
 from tinkertools.resuming import option, remembered, with_options
-from tinkertools.runs.directory import RunDirectory, find_weights, new_run
+from tinkertools.runs.directory import RunDirectory, new_run
 from tinkertools.runs.log import LOSSES, TrainingLog, best_of, in_words, judged_by, more_is_better
 from tinkertools.runs.sweeps import SweepDirectory, find_sweep
 from tinkertools.settings import Given, option_of, write_yaml
@@ -39,8 +39,6 @@ _OTHER_LOSSES = ("beta", "preference_loss", "label_smoothing")
 _OTHER_TOKENS = ("renderer", "train_on_what", "max_length", "overlength")
 # Where the runs of a sweep are is known.
 _PLACES = ("log_path", "output_dir", "run_name", "behavior_if_log_dir_exists")
-# How a command begins to say what went wrong.
-_ERROR = "error: "
 # Longer names of directories are cut; a number then tells them apart.
 _LONGEST_NAME = 150
 
@@ -98,8 +96,7 @@ class Sweep:
     @property
     def secret_url(self) -> str | None:
         """The server's address where a password stands in it, which no file may hold."""
-        url = self.plan.choice.base_url
-        return url if url and url != without_password(url) else None
+        return secret_url(self.plan.choice.base_url)
 
     @property
     def goes_on(self) -> str:
@@ -203,8 +200,8 @@ def _new(given: Given, ask: Ask) -> Sweep:
     configs = [_checked(given, values) for values in given.combinations()]
     first = configs[0]
     path, replaces = first.log_path or (first.output_dir / first.run_name if first.run_name else None), False
-    if path is not None and path.exists() and not _is_empty(path):
-        if _when_there(path, first, ask) == "resume":
+    if path is not None and path.exists() and not is_empty(path):
+        if when_there(SweepDirectory(path), first.behavior_if_log_dir_exists, ask) == "resume":
             return _resumed(SweepDirectory(path), given)
         replaces = True
     values = {name: value for name, value in given.values.items() if name not in _PLACES}
@@ -262,34 +259,9 @@ def _checked(given: Given, values: Mapping[str, Any]) -> TrainConfig:
         raise UsageError(f"the run of {described(values)}: {error.message}", hint=error.hint) from error
 
 
-def _when_there(path: Path, config: TrainConfig, ask: Ask) -> str:
-    """Whether a directory that is there is to "overwrite" or to "resume".
-
-    Raises:
-        RunError: neither.
-    """
-    if not SweepDirectory(path).exists:
-        raise RunError(f"{path} exists and holds no sweep", hint="choose another place")
-    behavior = config.behavior_if_log_dir_exists
-    decided = ask(path) if behavior == "ask" else behavior
-    if decided in ("overwrite", "resume"):
-        return str(decided)
-    raise RunError(f"{path} exists", hint=f"choose another place, or go on with it: tt train --resume {path}")
-
-
-def _is_empty(path: Path) -> bool:
-    """Whether a directory holds nothing, or only the lock of a process that was killed before it wrote anything."""
-    return path.is_dir() and all(found.name.startswith(".") for found in path.iterdir())
-
-
 def _rank_of_start(given: Given, config: TrainConfig) -> dict[str, int]:
     """The rank of the weights to start from, where nothing says another: each run's file names its rank."""
-    from tinkertools.adapters.peft_files import rank_of
-
-    if config.load_checkpoint_path is None or "rank" in (given.values | given.grid):
-        return {}
-    weights = find_weights(config.load_checkpoint_path, config.output_dir)
-    rank = rank_of(weights.directory) if weights.directory else None
+    rank = None if "rank" in (given.values | given.grid) else rank_of_start(config)
     return {"rank": rank} if rank else {}
 
 
@@ -316,7 +288,7 @@ def _resumed(directory: SweepDirectory, given: Given) -> Sweep:
             raise _refused(_shown_grid(given, name), grid.get(name, getattr(started, name)))
     changed = {
         name: value
-        for name, value in given.values.items()
+        for name, value in without_preset(given.values, given.places).items()
         if name not in (*_PLACES, *given.grid) and (name in grid or getattr(started, name) != value)
     }
     if not changed.get("val_fraction"):  # 0 may stand in the file that the sweep was begun with, too
@@ -421,28 +393,13 @@ def _write_files(sweep: Sweep) -> None:
         write_bytes(directory.config(run.name), write_yaml(run.config, {}).encode())
 
 
-def command_of(config: Path) -> list[str]:
-    """What trains a run, or goes on with it.
-
-    Without the working directory among the places of modules, where any file could take a library's name.
-    """
-    return [sys.executable, "-P", "-m", "tinkertools", "train", "--config", str(config)]
-
-
-def _environment(sweep: Sweep) -> dict[str, str]:
-    """The environment of the runs: that of this process, where its package is, and the address that no file holds."""
-    path = [*filter(None, [os.environ.get("PYTHONPATH")]), str(Path(__file__).resolve().parents[1])]
-    found = os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONIOENCODING": sys.stderr.encoding or "utf-8"}
-    return found | ({"TINKER_BASE_URL": sweep.secret_url} if sweep.secret_url else {})
-
-
 def _train(sweep: Sweep, say: Notify, progress: ProgressMaker) -> dict[str, str]:
     """Train what is not finished, each run in a process of its own; why runs failed, by their names.
 
     Raises:
         Interrupted: a signal came, and not all are finished.
     """
-    directory, runs, environment = sweep.directory, sweep.runs, _environment(sweep)
+    directory, runs, environment = sweep.directory, sweep.runs, environment_of(sweep.secret_url)
     todo = [
         Job(run.name, command_of(directory.config(run.name).resolve()), environment, directory.output(run.name))
         for run in runs
@@ -477,7 +434,7 @@ class _Watch:
         self._sweep, self._say, self._report = sweep, say, report
         runs = sweep.runs
         self._runs = {run.name: (f"run {i} of {len(runs)}", run) for i, run in enumerate(runs, 1)}
-        self._last_lines: dict[str, str] = {}
+        self._last_words: dict[str, LastWords] = defaultdict(LastWords)
         self._ended = 0
 
     def began(self, job: Job) -> None:
@@ -487,16 +444,14 @@ class _Watch:
 
     def said(self, job: Job, line: str) -> None:
         """A run said something."""
-        # An error is explained in one line, and a hint follows it.
-        if line.strip() and not self._last_lines.get(job.name, "").startswith(_ERROR):
-            self._last_lines[job.name] = line
+        self._last_words[job.name].heard(line)
         self._say(f"[{job.name}] {line}" if self._sweep.plan.config.jobs > 1 else f"  {line}")
 
     def ended(self, job: Job, code: int) -> None:
         """A run has ended; one that was asked to stop has not failed."""
         place, run = self._runs[job.name]
         if code and not self.jobs.signals:
-            self.errors[job.name] = _why(code, self._last_lines.get(job.name, ""))
+            self.errors[job.name] = self._last_words[job.name].why(code)
             self._say(f"{place} failed: {self.errors[job.name]}")
         elif not code:
             found = _outcome(self._sweep, run, None)
@@ -504,13 +459,6 @@ class _Watch:
             self._say(f"{place} is finished{figure}")
         self._ended += 1
         self._report(self._ended, f"{len(self.errors)} failed" if self.errors else "")
-
-
-def _why(code: int, last_line: str) -> str:
-    """Why a run failed: what it said, or how it ended."""
-    if last_line.startswith(_ERROR):
-        return last_line.removeprefix(_ERROR)
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}: {last_line.strip()}"
 
 
 def _outcome(sweep: Sweep, run: Run, error: str | None) -> Outcome:

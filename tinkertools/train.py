@@ -26,6 +26,7 @@ from tinkertools.errors import EngineError, FileError, Interrupted, TinkertoolsE
 from tinkertools.files import AGAIN
 from tinkertools.options import with_settings
 from tinkertools.planning import Plan, limits_of_model, plan_resumed, plan_run, resolve, start_of
+from tinkertools.presets import with_preset
 from tinkertools.resuming import changes, option, refuse_changed, refuse_shorter, remembered, unchecked
 from tinkertools.settings import Given, from_options, json_schema, read_file, write_yaml
 from tinkertools.stopping import StoppedAtOnce, stop_on_interrupt, terminated_as_interrupted
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from tinkertools.runs.log import TrainingLog
     from tinkertools.runs.states import State
     from tinkertools.space import Needs
+    from tinkertools.staging.plans import Stages
     from tinkertools.sweeping import Sweep
 
 # What a step is made of.
@@ -58,8 +60,8 @@ def command(
     resume: Annotated[
         str | None,
         typer.Option(
-            help="Go on with a run or a sweep (its path, or latest) with the options it was started with. Beside it "
-            "may change: --max-steps and --epochs, to more; what is saved, fetched, tracked and waited for.",
+            help="Go on with a run, a sweep or stages (the path, or latest) with the options it was started with. "
+            "Beside it may change: --max-steps and --epochs, to more; what is saved, fetched, tracked and waited for.",
             metavar="RUN",
         ),
     ] = None,
@@ -77,8 +79,10 @@ def command(
 ) -> None:
     """Train a LoRA adapter on conversations. Without options: the starter model on the sample conversations.
 
-    Where ,… stands, several values make a sweep: a run of each combination.
+    Where ,… stands, several values make a sweep: a run of each combination. A file may have stages: runs that follow
+    one another.
     """
+    from tinkertools.staging.plans import stages_of
     from tinkertools.sweeping import sweep_of
 
     if print_schema:
@@ -87,9 +91,16 @@ def command(
     given = from_options(options)
     if config is not None:
         given = read_file(config).under(given)
+    if resume is None and not given.stages:
+        given, words = with_preset(given)
+        if words:
+            console.say(words)
     plan: Plan | None = None
     try:
         with terminated_as_interrupted():
+            if (stages := stages_of(given, resume, ask_what_to_do)) is not None:
+                train_stages(stages, dry_run=dry_run, print_config=print_config)
+                return
             if (sweep := sweep_of(given, resume, ask_what_to_do)) is not None:
                 train_all(sweep, dry_run=dry_run, print_config=print_config)
                 return
@@ -134,6 +145,28 @@ def train_all(sweep: "Sweep", *, dry_run: bool, print_config: bool) -> None:
         console.say(f"next            tt compare {best.path} --compare-base")
     console.data(str(sweep.directory.path))
     refuse_failed(sweep, outcomes)
+
+
+def train_stages(stages: "Stages", *, dry_run: bool, print_config: bool) -> None:
+    """Train runs that follow one another, or show what they would be."""
+    from tinkertools.staging.running import config_of_stages, described, run_stages, shown_plan, stages_table
+
+    for note in stages.notes:
+        console.say(note)
+    if print_config:
+        console.data(config_of_stages(stages, console.say).rstrip())
+        return
+    if dry_run:
+        for stage in stages.stages:
+            console.say(described(stages, stage))
+            if plan := shown_plan(stages, stage, ask_what_to_do):
+                show_plan(plan)
+        return
+    run_stages(stages, console.say)
+    console.table(*stages_table(stages))
+    if stages.result is not None:
+        console.say(f"next            tt compare {stages.result.path} --compare-base")
+    console.data(str(stages.directory.path))
 
 
 def ask_what_to_do(path: Path) -> Literal["overwrite", "resume"] | None:
