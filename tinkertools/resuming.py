@@ -152,7 +152,7 @@ def refuse_changed(
     before = metadata.get("fingerprints", {})
     found = []
     if metadata["data"]["fingerprint"] != now["data"]["fingerprint"]:
-        found.append(f"the data in {config.data}")
+        found.append(f"the data in {config.data}" if config.data else f"the game {config.game}")
     if metadata["data"].get("held_out") != now["data"].get("held_out"):
         found.append("the held-out data")
     different = [
