@@ -24,7 +24,7 @@ TrainOnWhat = Literal[
 ]  # fmt: skip
 IfExists = Literal["ask", "overwrite", "fail", "resume"]
 TrackerName = Literal["wandb", "trackio", "tensorboard", "mlflow"]
-Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "sections"]
+Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "preference", "sections"]
 
 # Of `config.json`: 2 since masks end with the end-of-turn token and data are fingerprinted with their tools. A setting
 # that it does not hold has its default.
@@ -253,7 +253,7 @@ class TrainConfig(BaseModel):
             "ALL_USER_AND_SYSTEM_MESSAGES, or CUSTOMIZED (messages have trainable, weight or loss_weight); in any "
             "case.",
             sweep=True,
-            methods=("sft", "distill"),
+            methods=("sft",),
         ),
     ] = TRAIN_ON_WHAT
     cache: Annotated[

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tinkertools.chat.examples import Example
+    from tinkertools.chat.pairs import Pair
     from tinkertools.chat.rendering import Renderer
 
 # How often progress is a line where there is no terminal to redraw.
@@ -314,18 +315,34 @@ def _ascii(line: str) -> str:
 
 def show_examples(renderer: "Renderer", examples: Sequence["Example"]) -> None:
     """Examples to stdout: what is trained stands in green, or in brackets where there is no colour."""
+    _show_examples(renderer, ((f"example {number}", example) for number, example in enumerate(examples, 1)))
+
+
+def show_pairs(renderer: "Renderer", pairs: Sequence["Pair"]) -> None:
+    """Pairs to stdout, both sides as examples."""
+    _show_examples(
+        renderer,
+        (
+            (f"pair {number}, {side}", example)
+            for number, pair in enumerate(pairs, 1)
+            for side, example in (("chosen", pair.chosen), ("rejected", pair.rejected))
+        ),
+    )
+
+
+def _show_examples(renderer: "Renderer", named: Iterable[tuple[str, "Example"]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
     from tinkertools.chat.preview import bracketed, pieces
 
     out = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    for number, example in enumerate(examples, 1):
+    for name, example in named:
         text = Text()
         for piece in pieces(renderer, example):
             if out.color_system is None or piece.weight not in (0, 1):
                 text.append(bracketed(piece))
             else:
                 text.append(piece.text, style="bold green" if piece.weight else "")
-        out.print(f"── example {number}: {len(example.tokens):,} tokens, {example.trained_tokens:,} trained ──")
+        out.print(f"── {name}: {len(example.tokens):,} tokens, {example.trained_tokens:,} trained ──")
         out.print(text)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from tinkertools.chat import cache
 from tinkertools.chat.conversations import Conversation
 from tinkertools.chat.datums import Fitted, fit
+from tinkertools.chat.pairs import FittedPairs, Pair, check_pairs, fit_pairs, render_pairs
+from tinkertools.chat.preferences import Preference
 from tinkertools.chat.preview import lengths
 from tinkertools.chat.rendering import RenderedData, Renderer, render_all
 from tinkertools.chat.selfcheck import check
@@ -69,10 +71,44 @@ def make_ready(
         else:
             tokenised = f"tokens: not in the cache; rendered and kept for the next run ({path})"
     checked = check(renderer, conversations, rendered, limits.vocabulary)
-    known = [length for length in (max_length, limits.max_length) if length]
-    limit = min(known, default=None)
+    limit = _limit(max_length, limits)
     fitted = fit(rendered, len(conversations), limit, overlength, renderer.stop_tokens)
     return Ready(rendered, fitted, len(conversations), limit, tokenised, checked)
+
+
+def _limit(max_length: int, limits: Limits) -> int | None:
+    return min((length for length in (max_length, limits.max_length) if length), default=None)
+
+
+@dataclass(frozen=True)
+class ReadyPairs:
+    """Preferences ready for training: all `pairs`, and those that fit; `checked` answers were looked at."""
+
+    pairs: list[Pair]
+    fitted: FittedPairs
+    max_length: int | None
+    checked: int
+
+
+def make_pairs_ready(
+    renderer: Renderer,
+    preferences: Sequence[Preference],
+    limits: Limits,
+    progress: ProgressMaker,
+    *,
+    max_length: int = 0,
+    overlength: Overlength = "error",
+) -> ReadyPairs:
+    """As `make_ready`, for preferences; `renderer` is one of `pairs.TRAIN_PAIRS_ON`. Nothing is kept in the cache.
+
+    Raises:
+        DataError: preferences cannot be rendered, the self-check failed, or no pair is left.
+    """
+    with progress("render", len(preferences), "preferences") as report:
+        pairs = render_pairs(renderer, preferences, PrepareDefaults.errors_shown, report)
+    checked = check_pairs(renderer, preferences, pairs, limits.vocabulary)
+    limit = _limit(max_length, limits)
+    return ReadyPairs(pairs, fit_pairs(pairs, limit, overlength), limit, checked)
 
 
 def tell(ready: Ready, voice: Voice) -> None:
@@ -84,8 +120,7 @@ def tell(ready: Ready, voice: Voice) -> None:
         f"examples: {len(fitted.examples):,} of {ready.conversations:,} conversations, with {fitted.tokens:,} tokens, "
         f"{fitted.trained_tokens:,} of them trained ({share:.1%})"
     )
-    limit = "not known" if ready.max_length is None else f"{ready.max_length:,}"
-    voice.say(f"tokens an example: {lengths(rendered.examples)}; limit {limit}")
+    voice.say(f"tokens an example: {lengths(rendered.examples)}; limit {_shown(ready.max_length)}")
     if rendered.split:
         voice.say(
             f"split: {rendered.split:,} conversations into {rendered.examples_of_split:,} examples, since the "
@@ -104,3 +139,23 @@ def tell(ready: Ready, voice: Voice) -> None:
     if any(counts.values()):
         voice.warn("; ".join(f"{count:,} {what}" for what, count in counts.items() if count))
     voice.say(f"self-check: {ready.checked} conversations are trained exactly as they are sampled")
+
+
+def tell_pairs(ready: ReadyPairs, voice: Voice) -> None:
+    """What pairs will be trained on, and how many are left out."""
+    fitted = ready.fitted
+    voice.say(
+        f"pairs: {len(fitted.pairs):,} of {len(ready.pairs):,}, with {fitted.tokens:,} tokens on both sides, "
+        f"{fitted.trained_tokens:,} of them in answers ({fitted.trained_tokens / fitted.tokens:.1%})"
+    )
+    for side, examples in (
+        ("chosen", [pair.chosen for pair in ready.pairs]), ("rejected", [pair.rejected for pair in ready.pairs]),
+    ):  # fmt: skip
+        voice.say(f"tokens, {side}: {lengths(examples)}; limit {_shown(ready.max_length)}")
+    if fitted.dropped:
+        voice.warn(f"{fitted.dropped:,} dropped as too long")
+    voice.say(f"self-check: {ready.checked} answers are trained exactly as they are sampled")
+
+
+def _shown(limit: int | None) -> str:
+    return "not known" if limit is None else f"{limit:,}"

@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from tinkertools import local, remote
     from tinkertools.local.sampling import SamplingClient as LocalSamplingClient
     from tinkertools.local.training import TrainingClient as LocalTrainingClient
-    from tinkertools.remote.service import SamplingClient as RemoteSamplingClient
-    from tinkertools.remote.service import TrainingClient as RemoteTrainingClient
+    from tinkertools.remote.clients import SamplingClient as RemoteSamplingClient
+    from tinkertools.remote.clients import TrainingClient as RemoteTrainingClient
     from tinkertools.runs.directory import Weights
 
     # The client interface of Tinker is the engine interface: both engines have the methods that are used of it.
     Service = local.ServiceClient | remote.ServiceClient
     TrainingClient = LocalTrainingClient | RemoteTrainingClient
     SamplingClient = LocalSamplingClient | RemoteSamplingClient
+
+
+# How long a server keeps weights that are only sampled from while training: the shortest time that servers take.
+SNAPSHOT_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,19 @@ def _server_reason(server: ServerSettings) -> str | None:
     if server.base_url:
         return f"the server {without_password(server.base_url)}"
     return "TINKER_API_KEY is set" if server.has_key else None
+
+
+def snapshot(client: "TrainingClient", service: "Service", base_model: str, name: str) -> "SamplingClient":
+    """Sample from the weights as they are after what `client` was asked for before.
+
+    On a server they are saved under `name`, and kept for the shortest time that servers take.
+    """
+    from tinkertools import local
+
+    if isinstance(service, local.ServiceClient):
+        return client.save_weights_and_get_sampling_client()  # type: ignore[union-attr]
+    saved = client.save_weights_for_sampler(name, ttl_seconds=SNAPSHOT_SECONDS).result()
+    return service.create_sampling_client(saved.path, base_model)
 
 
 def open_service(

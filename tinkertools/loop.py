@@ -1,6 +1,5 @@
 """The training loop, on any engine and for any method: steps in flight, what is logged, evaluated and saved."""
 
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tinkertools.config import TrainConfig
+from tinkertools.engines import snapshot
 from tinkertools.errors import EngineError
 from tinkertools.reporting import Notify, ProgressMaker
 from tinkertools.runs.log import best_of, figures_shown
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 # The name of the last checkpoint on the engine.
 FINAL = "final"
-
-# How long a server keeps weights that are asked only once: the shortest time that servers take.
-SAMPLER_SECONDS = 3600
 
 
 class Passes(Protocol):
@@ -261,10 +258,7 @@ class Loop:
     def _ask(self, step: int) -> None:
         """Have the model answer as it is after a step; nothing else is in flight."""
         assert self.answer is not None
-        saved = self.client.save_weights_for_sampler(f"sample_{step:04d}", ttl_seconds=SAMPLER_SECONDS).result()
-        self.answer(step, self.service.create_sampling_client(saved.path, self.config.base_model))
-        if self.config.engine == "local":
-            shutil.rmtree(self.service.checkpoint_directory(saved.path), ignore_errors=True)
+        self.answer(step, snapshot(self.client, self.service, self.config.base_model, f"sample_{step:04d}"))
         self._finished_at = time.perf_counter()
 
     def _take_state(self, step: int, saving: Mapping[str, Any], weights: Any = None) -> None:

@@ -77,7 +77,7 @@ class PrepareOptions:
 
 @dataclass
 class Counts:
-    """What became of the rows: `rows_in = kept + refused + duplicates + left_out`."""
+    """What became of the rows: `rows_in = kept + refused + duplicates + left_out`; and whether they are preferences."""
 
     rows_in: int = 0
     kept: int = 0
@@ -85,6 +85,7 @@ class Counts:
     duplicates: int = 0
     left_out: int = 0
     held_out: int = 0
+    preferences: bool = False
     unread: list[str] = field(default_factory=list)
 
 
@@ -101,13 +102,21 @@ def command(
     config_name: Annotated[str | None, typer.Option(help="The configuration (subset) of a Hub dataset.")] = None,
     max_examples: Annotated[int | None, typer.Option(help="Keep at most this many conversations.")] = None,
     format: Annotated[
-        Format, typer.Option(help="The form of the rows; auto says what it found. sections: headings of documents.")
+        Format,
+        typer.Option(
+            help="The form of the rows; auto says what it found. preference: chosen and rejected answers. sections: "
+            "headings of documents."
+        ),
     ] = DEFAULTS.format,
     prompt_column: Annotated[str | None, typer.Option(help="The column that asks.")] = None,
     completion_column: Annotated[str | None, typer.Option(help="The column that answers.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message for conversations that have none.")] = None,
     val_fraction: Annotated[
-        float, typer.Option(help="Hold out this share, as OUTPUT.val.jsonl; equal conversations stay on one side.")
+        float,
+        typer.Option(
+            help="Hold out this share, as OUTPUT.val.jsonl; equal conversations (of preferences: prompts) stay on one "
+            "side."
+        ),
     ] = DEFAULTS.val_fraction,
     shuffle: Annotated[
         bool,
@@ -128,7 +137,7 @@ def command(
     ] = None,
     renderer: RendererOption = AUTO_RENDERER,
 ) -> None:
-    """Turn any dataset, or documents, into chat JSONL: one {"messages": […]} a line."""
+    """Turn any dataset, or documents, into chat JSONL: one {"messages": […]} a line, or a preference's two answers."""
     options = PrepareOptions(
         dataset, output, split, config_name, max_examples, format, prompt_column, completion_column, system,
         val_fraction, shuffle, seed, dedupe, skip_bad, preview, base_model, renderer,
@@ -147,29 +156,41 @@ def command(
     if counts.refused:
         console.say(f"refused rows, each with its reason: {options.rejects}")
     if options.preview:
-        show_preview(options)
+        show_preview(options, counts)
     console.data(str(options.output))
-    console.say(f"next: tt train --data {options.output}")
+    method = "--method dpo " if counts.preferences else ""
+    console.say(f"next: tt train {method}--data {options.output}")
 
 
-def show_preview(options: PrepareOptions) -> None:
-    """The first conversations as they would be trained on, and what all of them amount to.
+def show_preview(options: PrepareOptions, counts: Counts) -> None:
+    """The first conversations or preferences as they would be trained on, and what all of them amount to.
 
     Raises:
         DataError: some cannot be rendered for this model, or would be trained otherwise than they are sampled.
     """
     from tinkertools.chat.cache import fingerprint
-    from tinkertools.chat.records import read_all
+    from tinkertools.chat.pairs import TRAIN_PAIRS_ON
+    from tinkertools.chat.records import read_all, read_preferences
     from tinkertools.chat.rendering import choose_renderer, load_renderer
     from tinkertools.chat.sources import find_source
-    from tinkertools.data import make_ready, tell
+    from tinkertools.data import make_pairs_ready, make_ready, tell, tell_pairs
     from tinkertools.local.limits import Limits, limits_of
 
     base_model = options.base_model or str(STARTER_MODEL)
-    conversations, _ = read_all(find_source(str(options.output)), DEFAULTS.errors_shown)
-    console.say(choose_renderer(base_model, options.renderer).words(TRAIN_ON_WHAT))
-    renderer = load_renderer(base_model, options.renderer)
+    source = find_source(str(options.output))
     limits = limits_of(base_model) if Path(base_model).is_dir() else Limits(None, None)
+    choice = choose_renderer(base_model, options.renderer)
+    if counts.preferences:
+        preferences, _ = read_preferences(source, DEFAULTS.errors_shown)
+        console.say(choice.words("both answers"))
+        renderer = load_renderer(base_model, options.renderer, TRAIN_PAIRS_ON)
+        pairs = make_pairs_ready(renderer, preferences, limits, console.progress, overlength="drop")
+        console.show_pairs(renderer, pairs.pairs[: options.preview])
+        tell_pairs(pairs, console.voice())
+        return
+    conversations, _ = read_all(source, DEFAULTS.errors_shown)
+    console.say(choice.words(TRAIN_ON_WHAT))
+    renderer = load_renderer(base_model, options.renderer)
     ready = make_ready(
         renderer, conversations, fingerprint(conversations), limits, console.progress, overlength="truncate"
     )
@@ -244,7 +265,7 @@ def prepare(options: PrepareOptions) -> Counts:
 
 
 class Index:
-    """Where each staged line begins, and a digest of its conversation: 16 bytes of memory a row."""
+    """Where each staged line begins, and the number by which equal ones stay together: 16 bytes of memory a row."""
 
     def __init__(self) -> None:
         self.offsets = array("Q", [0])
@@ -274,14 +295,13 @@ def convert(
     """Write each good conversation of `reader` to `out` as a line; note where in `index` if it is to be moved."""
     import orjson
 
-    from tinkertools.chat.records import Refused, explain_refusals
+    from tinkertools.chat.records import Refused, add_system, explain_refusals
     from tinkertools.chat.sources import Malformed
-    from tinkertools.chat.splitting import digest_of
+    from tinkertools.chat.splitting import digest_of, side_of
 
     dumps, newline = orjson.dumps, orjson.OPT_APPEND_NEWLINE
     write = out.write
     limit = options.max_examples if index is None else None
-    system = {"role": "system", "content": options.system} if options.system else None
     digests = options.dedupe or index is not None
     seen: set[int] = set()
     shown: list[Refused] = []
@@ -299,8 +319,8 @@ def convert(
             if shown:
                 counts.kept += 1  # there will be no output: only the counting goes on
                 continue
-            if system and item["messages"][0]["role"] not in ("system", "developer"):
-                item["messages"] = [system, *item["messages"]]
+            if options.system:
+                add_system(item, options.system)
             line = dumps(item, default=str, option=newline)
             digest = digest_of(item, line) if digests else 0
             if options.dedupe:
@@ -310,7 +330,7 @@ def convert(
                 seen.add(digest)
             write(line)
             if index is not None:
-                index.add(line, digest)
+                index.add(line, side_of(item, digest))
             counts.kept += 1
             if counts.kept & 4095 == 0:
                 look()
@@ -318,6 +338,7 @@ def convert(
                 break
     counts.rows_in = reader.rows_in
     if reader.format is not None:
+        counts.preferences = reader.format.preferences
         console.say(f"format: {reader.format.description}")
     if reader.source.documents:
         console.say(section_summary(reader.source.sections))
@@ -361,7 +382,8 @@ def distribute(
     if options.max_examples is not None:
         counts.left_out = max(0, len(order) - options.max_examples)
         order = order[: options.max_examples]
-    chosen = validation_digests([index.digests[i] for i in order], options.val_fraction, options.seed)
+    what = "prompts" if counts.preferences else "conversations"
+    chosen = validation_digests([index.digests[i] for i in order], options.val_fraction, options.seed, what)
     scratch.flush()
     # Unbuffered: a buffer would be filled anew for every line that is somewhere else.
     with Path(scratch.name).open("rb", buffering=0) as lines:

@@ -255,7 +255,7 @@ def train(plan: Plan) -> None:
             console.say(f"going on with {at}")
             write_down_changes(plan, config, metadata, material.batches, first_step)
         held.enter_context(disk_may_fill(run, needs))
-        method = material.begin(Bench(client, service, config, plan.choice, run, saved, console.voice()))
+        method = material.begin(Bench(client, service, config, plan.choice, run, saved, console.voice(), held))
         stop = held.enter_context(stop_on_interrupt(console.say))
         tracked = held.enter_context(
             tracking(

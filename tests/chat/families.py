@@ -273,9 +273,12 @@ def make_renderer(template: Template, form: Form | None = None) -> ChatTemplateR
     return ChatTemplateRenderer(tokenizer, tokenizer.convert_tokens_to_ids(list(template.tokens.stops)))
 
 
-class _TheDay(datetime):
+class TheDay(datetime):
+    """The clock of templates that write the date."""
+
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> Self:
+        """The day that templates are given."""
         return cls(TEMPLATE_DATE.year, TEMPLATE_DATE.month, TEMPLATE_DATE.day, tzinfo=tz)
 
 
@@ -301,7 +304,7 @@ class Plain:
             ]
         if self.template.parts:
             messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
-        with mock.patch.object(chat_template_utils, "datetime", _TheDay):
+        with mock.patch.object(chat_template_utils, "datetime", TheDay):
             return self.tokenizer.apply_chat_template(messages, **options)
 
     def text(self, tokens: list[int]) -> str:

@@ -14,7 +14,17 @@ from tinkertools import local
 from tinkertools.chat.rendering import load_renderer
 from tinkertools.errors import DataError, UsageError
 from tinkertools.games import (
-    FixedPlayer, Match, ModelPlayer, Move, Rules, derived, find_game, paired, play, score, whole_name,
+    FixedPlayer,
+    Match,
+    ModelPlayer,
+    Move,
+    Rules,
+    derived,
+    find_game,
+    paired,
+    play,
+    score,
+    whole_name,
 )  # fmt: skip
 
 NIM = find_game("nim")

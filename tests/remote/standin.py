@@ -41,6 +41,7 @@ API = "/api/v1/"
 _FILES = "/files/"
 _PROTOBUF = "application/x-protobuf"
 _RANK = 2
+_LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
 _HIDDEN = 8
 
 
@@ -180,6 +181,23 @@ class Step:
 Lineage = tuple[Step, ...]
 
 
+@dataclass(frozen=True)
+class Pass:
+    """A forward or a forward and backward pass, or a step, as it came.
+
+    Attributes:
+        kind: `forward`, `forward_backward` or `optim_step`.
+        loss_fn: the loss; empty for a step.
+        config: its settings.
+        inputs: the loss's inputs of each datum.
+    """
+
+    kind: str
+    loss_fn: str = ""
+    config: dict[str, float] | None = None
+    inputs: tuple[dict[str, list[float]], ...] = ()
+
+
 @dataclass
 class Model:
     """A model in training."""
@@ -226,8 +244,11 @@ class StandIn(HttpServer):
         latency: seconds before each answer.
         pyqwest: whether newer SDKs are told to use their own transport instead of httpx's.
         answer: tokens of each sample.
+        title: what its description of itself is called; None where it has none.
+        losses: the names of the losses that it takes.
 
     Attributes:
+        passes: all passes and steps, in the order in which they were done.
         models: by their ids.
         checkpoints: by their paths.
         requests: how many came, by endpoint.
@@ -235,7 +256,7 @@ class StandIn(HttpServer):
 
     def __init__(
         self, base_models: list[str], *, knows_repeats: bool = True, latency: float = 0.0, pyqwest: bool = True,
-        answer: tuple[int, ...] = (5, 6, 7),
+        answer: tuple[int, ...] = (5, 6, 7), title: str | None = None, losses: tuple[str, ...] = _LOSSES,
     ) -> None:  # fmt: skip
         super().__init__()
         self._base_models = base_models
@@ -243,6 +264,9 @@ class StandIn(HttpServer):
         self._latency = latency
         self._pyqwest = pyqwest
         self._answer = answer
+        self._title = title
+        self._losses = losses
+        self.passes: list[Pass] = []
         self.models: dict[str, Model] = {}
         self.checkpoints: dict[str, Checkpoint] = {}
         self.requests: Counter[str] = Counter()
@@ -293,6 +317,8 @@ class StandIn(HttpServer):
 
     def _get(self, request: Request, _: dict[str, Any]) -> Response:
         match request.path.removeprefix(API).split("/"):
+            case ["", "openapi.json"] if self._title:
+                return as_json({"info": {"title": self._title}})
             case ["healthz"]:
                 return as_json({"status": "ok"})
             case ["whoami"]:
@@ -359,7 +385,8 @@ class StandIn(HttpServer):
             return self._retrieve(request, body)
         works: dict[str, Callable[[dict[str, Any]], dict[str, Any] | Response]] = {
             "create_model": self._create_model, "unload_model": lambda body: {"model_id": body["model_id"]},
-            "forward": lambda body: self._forward(body["forward_input"]), "forward_backward": self._forward_backward,
+            "forward": lambda body: self._pass(body["forward_input"], None),
+            "forward_backward": self._forward_backward,
             "optim_step": self._optim_step,
             "save_weights": lambda body: self._save(body, "weights"),
             "save_weights_for_sampler": lambda body: self._save(body, "sampler_weights"),
@@ -433,17 +460,29 @@ class StandIn(HttpServer):
         outputs = [{"logprobs": {"data": [-1.0] * n, "dtype": "float32", "shape": [n]}} for n in lengths]
         return {"loss_fn_output_type": "TorchLossReturn", "loss_fn_outputs": outputs, "metrics": {}}
 
-    def _forward_backward(self, body: dict[str, Any]) -> dict[str, Any]:
-        given = body["forward_backward_input"]
-        if not body.get("forward_only"):
-            model = self.models[body["model_id"]]
+    def _forward_backward(self, body: dict[str, Any]) -> dict[str, Any] | Response:
+        model = None if body.get("forward_only") else self.models[body["model_id"]]
+        return self._pass(body["forward_backward_input"], model)
+
+    def _pass(self, given: dict[str, Any], model: Model | None) -> dict[str, Any] | Response:
+        """A pass; the gradient goes to the model, where there is one."""
+        loss = given["loss_fn"]
+        if loss not in self._losses:
+            # As pydantic says it.
+            expected = f"Input should be {', '.join(map(repr, self._losses))}"
+            return as_json({"detail": [{"loc": ["body", "forward_backward_input", "loss_fn"], "msg": expected}]}, 422)
+        if model is not None:
             model.gathered += tuple(digest(datum) for datum in given["data"])
+        inputs = [{name: one["data"] for name, one in datum["loss_fn_inputs"].items()} for datum in given["data"]]
+        kind = "forward_backward" if model is not None else "forward"
+        self.passes.append(Pass(kind, loss, given.get("loss_fn_config"), tuple(inputs)))
         return self._forward(given)
 
     def _optim_step(self, body: dict[str, Any]) -> dict[str, Any]:
         model = self.models[body["model_id"]]
         model.steps += (Step(model.gathered, body["adam_params"]["learning_rate"]),)
         model.gathered = ()
+        self.passes.append(Pass("optim_step"))
         return {"metrics": {"grad_norm": 1.0}, "type": "optim_step"}
 
     def _save(self, body: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -524,7 +563,7 @@ def digest(datum: dict[str, Any]) -> str:
     """A short name for an example: its tokens, its targets and their weights."""
     tokens = [token for chunk in datum["model_input"]["chunks"] for token in chunk["tokens"]]
     inputs = datum["loss_fn_inputs"]
-    numbers = [*tokens, -1, *inputs["target_tokens"]["data"], -1, *inputs["weights"]["data"]]
+    numbers = [*tokens, -1, *inputs["target_tokens"]["data"], -1, *inputs.get("weights", {"data": []})["data"]]
     return hashlib.sha256(struct.pack(f"{len(numbers)}d", *numbers)).hexdigest()[:12]
 
 
@@ -566,7 +605,10 @@ def _decode(body: bytes) -> dict[str, Any]:
         data.append({"model_input": {"chunks": chunks}, "loss_fn_inputs": inputs})
     return {
         "model_id": message.model_id, "seq_id": message.seq_id, "forward_only": message.forward_only,
-        "forward_backward_input": {"data": data},
+        "forward_backward_input": {
+            "data": data, "loss_fn": message.loss_fn,
+            "loss_fn_config": {key: one.number for key, one in message.loss_fn_config_v2.items()} or None,
+        },
     }  # fmt: skip
 
 

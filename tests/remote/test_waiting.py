@@ -8,7 +8,7 @@ import pytest
 
 from tinkertools.errors import EngineError, ServerTimeoutError
 from tinkertools.remote import waiting
-from tinkertools.remote.service import Pending
+from tinkertools.remote.clients import Pending
 from tinkertools.remote.waiting import Waiter, settled, standard
 from tinkertools.remote.wire import Wire
 

@@ -7,14 +7,18 @@ that a table has filled with null. All of them end here; what is in this form al
 import math
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, NotRequired, TypedDict, TypeGuard
+from typing import Any, NotRequired, TypedDict, TypeGuard, final
 
 import orjson
 
 Message = dict[str, Any]
 Tool = dict[str, Any]
 
+# What marks a message for `--train-on-what CUSTOMIZED`.
+FLAGS = ("trainable", "weight", "loss_weight")
 
+
+@final
 class Conversation(TypedDict):
     """What is trained on: messages, the tools that the assistant may call, and where it all came from.
 

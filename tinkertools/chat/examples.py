@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tinkertools.chat.conversations import FLAGS
 from tinkertools.config import TrainOnWhat
 
 Tokens = npt.NDArray[np.int32]
@@ -19,9 +20,6 @@ Weights = npt.NDArray[np.float32]
 
 # Stands in `tokens` where an image is; no tokenizer has it, so it cannot be taken for a word.
 IMAGE_TOKEN = -1
-
-# What marks a message for `--train-on-what CUSTOMIZED`.
-FLAGS = ("trainable", "weight", "loss_weight")
 
 
 class RenderError(Exception):

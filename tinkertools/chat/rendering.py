@@ -89,7 +89,7 @@ class RendererChoice:
     name: str
     reason: str
 
-    def words(self, train_on_what: TrainOnWhat) -> str:
+    def words(self, train_on_what: str) -> str:
         """How conversations are written for the model, why so, and what of them is trained."""
         return f"renderer: {self.name} ({self.reason}), trained on {train_on_what}"
 
@@ -131,12 +131,18 @@ def load_renderer(base_model: str, named: str = AUTO_RENDERER, train_on_what: Tr
     return VendorRenderer(choice.name, train_on_what)
 
 
+def conversation_name(number: int) -> str:
+    """What a conversation is called, by its number from 0, where nothing better is known."""
+    return f"conversation {number + 1}"
+
+
 def render_all(
     renderer: Renderer,
     conversations: Sequence[Conversation],
     errors_shown: int,
     report: Callable[[float], None] = lambda _: None,
     workers: int | None = None,
+    name: Callable[[int], str] = conversation_name,
 ) -> RenderedData:
     """The examples of each conversation, all of which must render. `report` is told how many are done.
 
@@ -147,6 +153,7 @@ def render_all(
         report: is told how many are done.
         workers: processes for a renderer of the vendor's, which computes on one core only; the result does not depend
             on it. None means as many as there are cores, where there is enough to do.
+        name: what a conversation is called where it cannot be rendered, by its number from 0.
 
     Raises:
         DataError: some cannot be rendered, or a worker process died.
@@ -164,20 +171,25 @@ def render_all(
         found = renderer.render(conversations)
     for number, item in enumerate(found):
         if isinstance(item, RenderError):
-            failed.append(f"conversation {number + 1}: {item}")
+            failed.append(f"{name(number)}: {item}")
         else:
             examples += item
             origins += [number] * len(item)
         if (number + 1) % _PART == 0 or number + 1 == len(conversations):
             report(number + 1)
     if failed:
-        more = [f"… and {len(failed) - errors_shown:,} more"] if len(failed) > errors_shown else []
-        count = "1 conversation" if len(failed) == 1 else f"{len(failed):,} conversations"
-        raise DataError(
-            "\n  ".join([f"{count} cannot be rendered with {renderer.name}:", *failed[:errors_shown], *more]),
-            hint="mend or leave out these conversations, or choose another --renderer or --base-model",
-        )
+        raise explain_failures(failed, renderer.name, errors_shown)
     return RenderedData(examples, np.asarray(origins, np.int32))
+
+
+def explain_failures(failed: Sequence[str], renderer: str, errors_shown: int) -> DataError:
+    """The error for conversations that cannot be rendered: the first ones, and how many in all."""
+    more = [f"… and {len(failed) - errors_shown:,} more"] if len(failed) > errors_shown else []
+    count = "1 conversation" if len(failed) == 1 else f"{len(failed):,} conversations"
+    return DataError(
+        "\n  ".join([f"{count} cannot be rendered with {renderer}:", *failed[:errors_shown], *more]),
+        hint="mend or leave out these conversations, or choose another --renderer or --base-model",
+    )
 
 
 def _useful_workers(conversations: Sequence[Conversation]) -> int:

@@ -1,14 +1,14 @@
 """What is held against the data before every training run: that what is trained is exactly what is sampled."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tinkertools.chat.conversations import Conversation
 from tinkertools.chat.examples import Example, message_weights, split_reasoning, texts_of
 from tinkertools.chat.preview import plain
-from tinkertools.chat.rendering import RenderedData, Renderer
+from tinkertools.chat.rendering import RenderedData, Renderer, conversation_name
 from tinkertools.errors import DataError
 
 # Conversations that are looked at, spread over the data.
@@ -16,7 +16,8 @@ _SAMPLE = 16
 
 
 def check(
-    renderer: Renderer, conversations: Sequence[Conversation], data: RenderedData, vocabulary: int | None
+    renderer: Renderer, conversations: Sequence[Conversation], data: RenderedData, vocabulary: int | None,
+    name: Callable[[int], str] = conversation_name,
 ) -> int:  # fmt: skip
     """Check a sample of the rendered data, and return how many conversations that was.
 
@@ -25,6 +26,7 @@ def check(
         conversations: what was rendered.
         data: their examples, before any was cut to length.
         vocabulary: how many tokens the model has, where that is known.
+        name: what a conversation is called, by its number from 0.
 
     Raises:
         DataError: a check failed; the message shows the example.
@@ -32,7 +34,7 @@ def check(
     for number, example in enumerate(data.examples):
         if vocabulary is not None and int(example.tokens.max(initial=0)) >= vocabulary:
             raise DataError(
-                f"conversation {int(data.origins[number]) + 1} has token {int(example.tokens.max())}, but the model "
+                f"{name(int(data.origins[number]))} has token {int(example.tokens.max())}, but the model "
                 f"knows only {vocabulary:,} tokens: {renderer.name} is not for this model",
                 hint="name the model's own renderer (--renderer), or use its own tokenizer files",
             )
@@ -44,7 +46,7 @@ def check(
         if problem:
             shown = f"\n{plain(renderer, shown_example)}" if shown_example is not None else ""
             raise DataError(
-                f"the self-check failed on conversation {number + 1}: {problem}{shown}",
+                f"the self-check failed on {name(number)}: {problem}{shown}",
                 hint="take another renderer (--renderer), or mend the model's chat template",
             )
     return len(sample)

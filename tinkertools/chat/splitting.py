@@ -1,28 +1,45 @@
-"""Holding conversations out: which ones depends on what they say, so that equal ones stay on one side."""
+"""Holding rows out: which ones depends on what they say, so that equal ones, or equal prompts, stay on one side."""
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import orjson
 
 from tinkertools.chat.conversations import Conversation
+from tinkertools.chat.preferences import Preference
 from tinkertools.config import PrepareDefaults
 from tinkertools.errors import DataError
 
+_Row = TypeVar("_Row")
 
-def digest_of(conversation: Conversation, line: bytes) -> int:
-    """The number by which a conversation and its equals are known, whatever is said of where they come from."""
-    if "metadata" in conversation:
-        trained = {name: value for name, value in conversation.items() if name != "metadata"}
+
+def digest_of(row: Conversation | Preference, line: bytes) -> int:
+    """The number by which a row and its equals are known, whatever is said of where they come from."""
+    if "metadata" in row:
+        trained = {name: value for name, value in row.items() if name != "metadata"}
         line = orjson.dumps(trained, default=str, option=orjson.OPT_APPEND_NEWLINE)
-    return int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "little")
+    return _number_of(line)
 
 
-def validation_digests(digests: list[int], fraction: float, seed: int) -> set[int]:
+def side_of(row: Conversation | Preference, digest: int) -> int:
+    """The number by which rows stay on one side: a preference's is its prompt's, a conversation's is its `digest`."""
+    if "prompt" not in row:
+        return digest
+    return _number_of(orjson.dumps(row["prompt"], default=str, option=orjson.OPT_SORT_KEYS))
+
+
+def _number_of(said: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "little")
+
+
+def validation_digests(digests: list[int], fraction: float, seed: int, what: str) -> set[int]:
     """The digests whose rows are held out: about `fraction` of the rows, at least one, never all.
 
+    `what` they are digests of, in words, for the error.
+
     Raises:
-        DataError: all rows are equal, so no row can be held out without being trained on as well.
+        DataError: all rows are equal, or ask the same: none can be held out without being trained on as well.
     """
     if not fraction:
         return set()
@@ -31,7 +48,7 @@ def validation_digests(digests: list[int], fraction: float, seed: int) -> set[in
         rows_of[digest] = rows_of.get(digest, 0) + 1
     if len(rows_of) < 2:
         raise DataError(
-            "--val-fraction needs at least two different conversations", hint="give more data, or leave the option out"
+            f"--val-fraction needs at least two different {what}", hint="give more data, or leave the option out"
         )
     salt = str(seed).encode()
     ranked = sorted(rows_of, key=lambda digest: hashlib.blake2b(digest.to_bytes(8, "little") + salt).digest())
@@ -58,9 +75,36 @@ def split(conversations: Sequence[Conversation], fraction: float) -> tuple[list[
         digest_of(conversation, orjson.dumps(conversation, default=str, option=orjson.OPT_APPEND_NEWLINE))
         for conversation in conversations
     ]
-    chosen = validation_digests(digests, fraction, PrepareDefaults.seed)
-    kept: list[Conversation] = []
-    held_out: list[Conversation] = []
-    for conversation, digest in zip(conversations, digests, strict=True):
-        (held_out if digest in chosen else kept).append(conversation)
+    return _split_by(conversations, digests, fraction, "conversations")
+
+
+def split_preferences(rows: Sequence[Preference], fraction: float) -> tuple[list[Preference], list[Preference]]:
+    """As `split`, with all answers to one prompt on one side.
+
+    Raises:
+        DataError: all prompts are equal.
+    """
+    return _split_by(rows, [side_of(row, 0) for row in rows], fraction, "prompts")
+
+
+def _split_by(
+    rows: Sequence[_Row], digests: list[int], fraction: float, what: str
+) -> tuple[list[_Row], list[_Row]]:  # fmt: skip
+    chosen = validation_digests(digests, fraction, PrepareDefaults.seed, what)
+    kept: list[_Row] = []
+    held_out: list[_Row] = []
+    for row, digest in zip(rows, digests, strict=True):
+        (held_out if digest in chosen else kept).append(row)
     return kept, held_out
+
+
+def split_by(
+    rows: Sequence[_Row], contents: Sequence[bytes], fraction: float, what: str
+) -> tuple[list[_Row], list[_Row]]:
+    """As `split`, for rows of any kind: those of equal `contents` stay on one side; `what` they are, in words.
+
+    Raises:
+        DataError: all are equal.
+    """
+    digests = [int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") for content in contents]
+    return _split_by(rows, digests, fraction, what)

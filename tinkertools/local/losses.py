@@ -1,17 +1,17 @@
 """The losses of Tinker's API: what each makes of the logprobs of target tokens.
 
 All are sums over tokens, as published at https://tinker-docs.thinkingmachines.ai/tinker/losses (a page for each under
-it); the defaults of thresholds are those of tutorial 202 there. Every loss takes optional `weights`, which multiply its
-tokens.
+it). Every loss takes optional `weights`, which multiply its tokens.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from tinkertools.local.failures import BadRequest
+from tinkertools.loss_settings import LOSS_SETTINGS
 
 Inputs = Mapping[str, torch.Tensor]
 Settings = Mapping[str, float]
@@ -26,14 +26,12 @@ class Loss:
         optional: of those, the ones that a datum may leave out, and what stands for each of their values then.
         token_losses: logprobs (N,), inputs (N,) and settings to each token's loss (N,), differentiable in logprobs.
         wanted: which tokens (N,) of these inputs the loss depends on; the others are not computed.
-        settings: the keys of its `loss_fn_config` and their defaults; None where a value must be given.
     """
 
     inputs: tuple[str, ...]
     optional: Mapping[str, float]
     token_losses: Callable[[torch.Tensor, Inputs, Settings], torch.Tensor]
     wanted: Callable[[Inputs], torch.Tensor]
-    settings: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def _cross_entropy(logprobs: torch.Tensor, inputs: Inputs, _: Settings) -> torch.Tensor:
@@ -86,15 +84,11 @@ _ONES = {"weights": 1.0}
 LOSSES: Mapping[str, Loss] = {
     "cross_entropy": Loss(("weights",), _ONES, _cross_entropy, _weighted),
     "importance_sampling": Loss(_POLICY, _ONES, _importance_sampling, _weighted_advantage),
-    "ppo": Loss(
-        _POLICY, _ONES, _ppo, _weighted_advantage, {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
-    ),
-    "cispo": Loss(
-        _POLICY, _ONES, _cispo, _weighted_advantage, {"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}
-    ),
-    # The penalty pulls on tokens without an advantage, too. No default of beta is published.
-    "dro": Loss(_POLICY, _ONES, _dro, _weighted, {"beta": None}),
-}  # fmt: skip
+    "ppo": Loss(_POLICY, _ONES, _ppo, _weighted_advantage),
+    "cispo": Loss(_POLICY, _ONES, _cispo, _weighted_advantage),
+    # The penalty pulls on tokens without an advantage, too.
+    "dro": Loss(_POLICY, _ONES, _dro, _weighted),
+}
 
 
 def loss_named(name: str) -> Loss:
@@ -117,7 +111,8 @@ def settings_of(name: str, config: Mapping[str, float | str] | None) -> dict[str
     Raises:
         BadRequest: a key that it does not have, a value that is no number of 0 or more, thresholds in the wrong order.
     """
-    known = loss_named(name).settings
+    loss_named(name)
+    known = LOSS_SETTINGS[name]
     given = dict(config or {})
     if unknown := sorted(map(str, given.keys() - known.keys())):
         takes = f"takes only {', '.join(known)}" if known else "takes none"

@@ -1,15 +1,16 @@
 """What the training client computes, on the worker's thread: gradients, steps, states."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from tinker import types
 
+from tinkertools import custom_loss
 from tinkertools.adapters.peft_files import base_model_of
+from tinkertools.custom_loss import CustomLoss
 from tinkertools.local import checkpoints, compute, datums, losses, responses
 from tinkertools.local.compute import Item
 from tinkertools.local.failures import BadRequest
@@ -17,9 +18,6 @@ from tinkertools.local.losses import LOSSES
 from tinkertools.local.model import BaseModel
 
 Config = Mapping[str, float | str] | None
-
-# A loss in Python: from the datums and the logprobs of each (T,) to the loss and what else is worth knowing.
-CustomLoss = Callable[[list[types.Datum], list[Any]], tuple[Any, dict[str, float]]]
 
 _ADAM = ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm")
 
@@ -52,27 +50,18 @@ class Trainer:
         return responses.forward_backward_output(logprobs, {"loss:sum": value})
 
     def forward_backward_custom(self, data: Sequence[types.Datum], loss_fn: CustomLoss) -> types.ForwardBackwardOutput:
-        """The loss that `loss_fn` makes of the logprobs, and its gradient added to what there is.
-
-        Its gradient with respect to the logprobs is, negated, the weights of a cross-entropy of the same gradient.
-        """
+        """The loss that `loss_fn` makes of the logprobs, and its gradient added to what there is."""
         plain = LOSSES["cross_entropy"]
         bare = [_without_extras(datum) for datum in data]
         items = datums.checked(bare, plain, self.base)
         logprobs = self._forward(items)
-        leaves = [values.clone().requires_grad_() for values in logprobs]
-        with torch.enable_grad():
-            value, metrics = loss_fn(list(data), leaves)
-            if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
-                raise BadRequest("the custom loss must be a tensor of one number that is computed from the logprobs")
-            value.backward()
+        loss = custom_loss.linear(data, logprobs, loss_fn)
         weighted = [
-            Item(item.tokens, item.targets, {"weights": -_gradient(i, leaf)})
-            for i, (item, leaf) in enumerate(zip(items, leaves, strict=True))
+            Item(item.tokens, item.targets, {"weights": weights})
+            for item, weights in zip(items, loss.weights, strict=True)
         ]
         _, surrogate = self._backward(weighted, plain, {})
-        own = {"loss:sum": float(value.detach()), "surrogate_loss:sum": surrogate}
-        return responses.forward_backward_output(logprobs, {**metrics, **own})
+        return responses.forward_backward_output(logprobs, custom_loss.metrics_of(loss, surrogate))
 
     def optim_step(self, adam: types.AdamParams) -> types.OptimStepResponse:
         """One step of Adam with decoupled weight decay over the gradient, which is then cleared."""
@@ -170,14 +159,6 @@ def _without_extras(datum: types.Datum) -> types.Datum:
     """What the model needs of a datum; the rest is for the custom loss alone."""
     kept = {name: value for name, value in datum.loss_fn_inputs.items() if name == "target_tokens"}
     return types.Datum(model_input=datum.model_input, loss_fn_inputs=kept)
-
-
-def _gradient(i: int, logprobs: torch.Tensor) -> torch.Tensor:
-    if logprobs.grad is None:
-        raise BadRequest(f"No gradient computed for logprob tensor: the custom loss does not use that of data[{i}]")
-    if not torch.isfinite(logprobs.grad).all():
-        raise BadRequest(f"data[{i}]: the custom loss has a gradient that is not finite")
-    return logprobs.grad
 
 
 def _check_adam(adam: types.AdamParams) -> None:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinker import types
 
+from tinkertools import custom_loss
+from tinkertools.custom_loss import CustomLoss
+from tinkertools.errors import EngineError
 from tinkertools.local import responses
-from tinkertools.local.failures import BadRequest, Closed
+from tinkertools.local.failures import BadRequest, Closed, as_sdk
 from tinkertools.local.model import BaseModel
 from tinkertools.local.sampling import SamplingClient
 from tinkertools.local.store import SAMPLER, STATE, Notes, RunInfo, Store, expiry
-from tinkertools.local.trainer import Config, CustomLoss, Trainer
+from tinkertools.local.trainer import Config, Trainer
 from tinkertools.local.twins import Ready, submits
 from tinkertools.local.worker import LocalFuture
 
@@ -65,11 +68,12 @@ class TrainingClient(Ready):
 
         `loss_fn` runs on the engine's thread; it must not wait for the engine. What it raises is raised by the result.
         """
-        _check_data(data)
+        try:
+            custom_loss.check(data, loss_fn)
+        except EngineError as error:
+            raise as_sdk(error) from None
         if loss_type_input not in (None, "logprobs"):
             raise BadRequest(f"loss_type_input is {loss_type_input!r}; only 'logprobs' is supported")
-        if not callable(loss_fn):
-            raise BadRequest(f"the custom loss is a {type(loss_fn).__name__}, but must be a function")
         return self._submit(lambda: self._trainer.forward_backward_custom(data, loss_fn))
 
     def optim_step(

@@ -1,6 +1,7 @@
 """What methods of training have in common: what they are made of, and what they work with."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from tinkertools.chat.batching import Batches
     from tinkertools.chat.examples import Example
     from tinkertools.chat.rendering import Renderer
-    from tinkertools.engines import Choice, Service, TrainingClient
+    from tinkertools.engines import Choice, SamplingClient, Service, TrainingClient
     from tinkertools.local.limits import Limits
     from tinkertools.loop import Method
     from tinkertools.prompts import Prompt
@@ -31,6 +32,7 @@ class Bench:
         run: where what a method must remember is kept.
         saved: the state that the run goes on from; None before its first step.
         voice: how it speaks.
+        held: closes what it opens, when training has ended.
     """
 
     client: "TrainingClient"
@@ -40,6 +42,7 @@ class Bench:
     run: "RunDirectory"
     saved: "State | None"
     voice: Voice
+    held: ExitStack
 
     @property
     def first_step(self) -> int:
@@ -107,3 +110,18 @@ def find_renderer(config: TrainConfig, voice: Voice, train_on_what: TrainOnWhat)
 def held_out_option(config: TrainConfig) -> str:
     """How the held-out data were asked for, for errors."""
     return f"--eval-data {config.eval_data}" if config.eval_data else f"--val-fraction {config.val_fraction}"
+
+
+def starting_sampler(bench: Bench) -> "SamplingClient":
+    """The model as it was before its first step: the base, or the weights that the run started from.
+
+    Raises:
+        RunError: those weights are not there any more, or not where the engine is.
+    """
+    from tinkertools.runs.directory import find_weights
+
+    config = bench.config
+    if config.load_checkpoint_path is None:
+        return bench.service.create_sampling_client(None, config.base_model)
+    weights = find_weights(config.load_checkpoint_path, config.output_dir)
+    return bench.service.create_sampling_client(weights.source(bench.choice.engine), config.base_model)

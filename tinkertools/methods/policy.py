@@ -9,14 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinkertools.config import PolicyLoss
-from tinkertools.loop import SAMPLER_SECONDS
-from tinkertools.methods.base import Bench
 
 if TYPE_CHECKING:
     from tinker import types
 
     from tinkertools.chat.examples import Prompt
-    from tinkertools.engines import SamplingClient, TrainingClient
 
 
 def policy_datum(
@@ -82,19 +79,3 @@ def policy_loss(loss: PolicyLoss, datums: Sequence["types.Datum"], output: Any) 
         one["weights"] = (datum.loss_fn_inputs["advantages"].to_torch() != 0).float()
     logprobs = [one["logprobs"].to_torch() for one in output.loss_fn_outputs]
     return total(found, settings_of(loss, None), logprobs, inputs)
-
-
-def sampler_now(bench: Bench, client: "TrainingClient", name: str) -> "SamplingClient":
-    """What samples from an adapter as it is after all that its client was asked for before.
-
-    Args:
-        bench: where it is trained.
-        client: of the run, or of a companion.
-        name: what the weights are called on a server, which keeps them for an hour; each name once.
-    """
-    from tinkertools.local.training import TrainingClient as Local
-
-    if isinstance(client, Local):
-        return client.save_weights_and_get_sampling_client()
-    saved = client.save_weights_for_sampler(name, ttl_seconds=SAMPLER_SECONDS).result()
-    return bench.service.create_sampling_client(saved.path, bench.config.base_model)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from tinkertools.config import PolicyLoss, TrainConfig
+from tinkertools.engines import SNAPSHOT_SECONDS, snapshot
 from tinkertools.errors import DataError, RunError
 from tinkertools.games import FixedPlayer, Match, ModelPlayer, Move, Rules, derived, find_game, paired, play, score
-from tinkertools.loop import SAMPLER_SECONDS
 from tinkertools.methods.base import Bench, find_renderer
-from tinkertools.methods.policy import policy_datum, policy_loss, policy_loss_config, sampler_now
+from tinkertools.methods.policy import policy_datum, policy_loss, policy_loss_config
 from tinkertools.prompts import Prompt
 from tinkertools.reporting import Voice
 
@@ -162,7 +162,7 @@ def opponent_of(bench: Bench) -> "TrainingClient":
             config.base_model, config.rank, seed, config.train_mlp, config.train_attn, config.train_unembed
         )
     # The run's own client holds the weights that it starts from.
-    start = bench.client.save_state(f"start_{OPPONENT}", ttl_seconds=SAMPLER_SECONDS).result().path
+    start = bench.client.save_state(f"start_{OPPONENT}", ttl_seconds=SNAPSHOT_SECONDS).result().path
     return service.create_training_client_from_state(start, config.base_model)
 
 
@@ -255,7 +255,7 @@ class AgainstFixed:
 
     def submit(self, client: "TrainingClient") -> "SamplingClient":
         """See `Evaluation`: the weights of now; what is played with them is not begun yet."""
-        return sampler_now(self.bench, client, f"evaluation_{next(self.asked):04d}")
+        return snapshot(client, self.bench.service, self.bench.config.base_model, f"evaluation_{next(self.asked):04d}")
 
     def result(self, pending: "SamplingClient") -> dict[str, Any]:
         """`win_rate`, with draws as half a win, and `illegal`, the share of matches lost by an illegal move."""
@@ -297,7 +297,11 @@ class SelfPlay:
         seed = derived(config.seed, "step", step)
         matches = paired(self._rules, config.batch, seed)
         one, other = (
-            player_of(config, sampler_now(self._bench, client, f"player_{number}_{step:04d}"), self._renderer)
+            player_of(
+                config,
+                snapshot(client, self._bench.service, config.base_model, f"player_{number}_{step:04d}"),
+                self._renderer,
+            )
             for number, client in enumerate(self._clients)
         )
         play(matches, (one, other), seed)

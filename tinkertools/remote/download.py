@@ -18,7 +18,8 @@ from tinkertools.remote.explain import sdk_version, status_of
 from tinkertools.remote.waiting import settled
 
 if TYPE_CHECKING:
-    from tinkertools.remote.service import Pending, Saved, ServiceClient
+    from tinkertools.remote.clients import Pending, Saved
+    from tinkertools.remote.service import ServiceClient
 
 # The method of the SDK's `RestClient` that makes an archive.
 _ARCHIVE = "get_checkpoint_archive_url_from_tinker_path"

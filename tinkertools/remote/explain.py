@@ -15,6 +15,8 @@ TUFT_SDK = "0.25.0"
 
 # How the loading of a state is called, with its path behind.
 LOADING = "loading "
+# What stands between a pass and its loss, where it is not the usual one.
+WITH_LOSS = " with the loss "
 
 
 def sdk_version() -> str:
@@ -59,6 +61,13 @@ def explain(error: BaseException, waiter: Waiter, what: str) -> TinkertoolsError
         return EngineError(
             f"{server} wants to be paid first (HTTP 402): {words}",
             hint="see the billing page of the account, or compute here: --engine local",
+        )
+    _, _, loss = what.partition(WITH_LOSS)
+    if loss and status in (None, 400, 422) and ("loss_fn" in words or loss in words):
+        refused = "these settings of the loss" if "config" in words else "the loss"
+        return EngineError(
+            f"{server} does not take {refused} {loss}{f' (HTTP {status})' if status else ''}: {words}",
+            hint="use one that it has, or write it in Python: forward_backward_custom",
         )
     if status == 422:
         return EngineError(

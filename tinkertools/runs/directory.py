@@ -24,6 +24,8 @@ _LOG = "training_log.json"
 _FINAL = "final_lora_weights"
 _PLOTS = "plots"
 _SAMPLES = "samples.jsonl"
+_ROLLOUTS = "rollouts.jsonl"
+_TEACHER = "teacher.jsonl"
 _TRACKING = "tracking.json"
 _CHECKPOINT = "checkpoint_step_"
 _CHECKPOINT_INFO = "checkpoint.json"
@@ -57,6 +59,16 @@ class RunDirectory:
     def samples(self) -> Path:
         """`samples.jsonl`: answers while it was trained."""
         return self.path / _SAMPLES
+
+    @property
+    def rollouts(self) -> Path:
+        """`rollouts.jsonl`: answers that were trained on, and what they were worth."""
+        return self.path / _ROLLOUTS
+
+    @property
+    def teacher(self) -> Path:
+        """`teacher.jsonl`: what a teacher answered, by what it was asked."""
+        return self.path / _TEACHER
 
     @property
     def tracking(self) -> Path:
