@@ -173,7 +173,7 @@ def refuse_changed(
             "not the same",
             hint="name the data that it was started with, or start a new run",
         )
-    verb = "has" if len(found) == 1 and different else "have"
+    verb = "has" if len(found) == 1 and (different or not config.data) else "have"
     listed = found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}"
     hint = "put the old data back, or start a new run" if not different else "put back what it was, or start a new run"
     old, new = metadata.get("versions", {}), now["versions"]

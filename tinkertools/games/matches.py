@@ -90,7 +90,7 @@ class Match:
 
     def __post_init__(self) -> None:
         self._game = self._call("__init__", lambda: self.rules.make(self.seed))
-        if missing := [name for name in _PARTS if not self._call(name, lambda name=name: hasattr(self._game, name))]:
+        if missing := [name for name in _PARTS if not self._has(name)]:
             raise self._wrong(f"the game has no {', '.join(missing)}")
         self._look()
 
@@ -139,6 +139,9 @@ class Match:
         """What the match brought a player: 1 for a win, −1 for a loss, 0 for a draw."""
         assert self.winner is not None
         return 0.0 if self.winner == "draw" else 1.0 if self.winner == player else -1.0
+
+    def _has(self, name: str) -> bool:
+        return self._call(name, lambda: hasattr(self._game, name))
 
     def _seated(self, seat: int) -> int:
         return seat if self.first == 0 else 1 - seat
