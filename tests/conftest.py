@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Servers are started and models made once for all files that ask for them: what several import by name would be made
 # for each.
-pytest_plugins = ["hub_fixtures", "model_families", "server_fixtures"]
+pytest_plugins = ["hub_fixtures", "judge_fixtures", "model_families", "server_fixtures"]
 
 # One server is enough for all tests of these files.
 _ON_ONE_WORKER = ("test_conformance.py", "test_skyrl.py")

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from tinkertools import comparison
 from tinkertools.adapters.hub import push
 from tinkertools.answers import Answer, answers, score
+from tinkertools.asking.asker import Keeper
 from tinkertools.cli import build
 from tinkertools.evidence import statistics
-from tinkertools.judging.asking import Keeper
 from tinkertools.local.sampling import SamplingClient
 from tinkertools.shipped import STARTER_MODEL
 

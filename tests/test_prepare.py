@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 from tinkertools.config import AUTO_RENDERER
 from tinkertools.errors import DataError
-from tinkertools.prepare import PrepareOptions, prepare
+from tinkertools.prepare import prepare
+from tinkertools.preparing import PrepareOptions
 
 Tt = Callable[..., Any]
 

@@ -442,7 +442,7 @@ def test_the_second_signal_leaves_at_once(
 
 
 def test_sigterm_before_the_first_step_leaves_nothing(new: Tt, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinkertools.train.read_data", lambda _: send(signal.SIGTERM)())
+    monkeypatch.setattr("tinkertools.methods.sft.read_conversations", lambda *_: send(signal.SIGTERM)())
     found = new()
     assert (found.code, found.out) == (143, "")
     assert "error: stopped before the first step; nothing was written\n  → run the same command again\n" in found.err

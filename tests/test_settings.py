@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tinkertools.cli import build
-from tinkertools.config import MOST, TrainConfig, setting
+from tinkertools.config import MOST, SettingError, TrainConfig, setting
 from tinkertools.errors import FileError, TinkertoolsError, UsageError
 from tinkertools.runs.directory import RunDirectory
 from tinkertools.settings import Given, from_options, json_schema, read_file, write_yaml
@@ -121,14 +121,25 @@ def values_of_field(name: str) -> st.SearchStrategy[Any]:
     return values_of(info.annotation, info.metadata)
 
 
+def is_of(name: str, method: str) -> bool:
+    """Whether a setting counts for a method."""
+    return not setting(name).methods or method in setting(name).methods
+
+
 @st.composite
 def configs(draw: st.DrawFn) -> TrainConfig:
     """Any configuration whose settings do not contradict each other."""
-    values = {name: draw(values_of_field(name)) for name in FIELDS}
+    method = draw(values_of_field("method"))
+    values = {name: draw(values_of_field(name)) for name in FIELDS if is_of(name, method)} | {"method": method}
+    if method == "rl":
+        values["reward"] = values["reward"] or "math"
+        values["group_size"] = max(2, values["group_size"])
+    if method == "selfplay":
+        values |= {"data": "", "eval_data": "", "val_fraction": 0.0, "max_steps": max(1, values["max_steps"])}
     values["train_unembed"] |= not (values["train_attn"] or values["train_mlp"])
     if values["eval_data"]:
         values["val_fraction"] = 0.0
-    if not (values["eval_data"] or values["val_fraction"]):
+    if not (values["eval_data"] or values["val_fraction"] or method == "selfplay"):
         values["early_stop"] = 0
     if values["log_path"]:
         values["run_name"] = None
@@ -299,9 +310,9 @@ def test_every_key_has_an_option_and_every_option_a_key() -> None:
     assert options.keys() - OF_THE_COMMAND == set(FIELDS) == set(KEYS.values())
     assert options.keys() >= OF_THE_COMMAND
     assert len(KEYS) == len(FIELDS)
-    sections = [key.partition(".")[0] for key in KEYS]
+    sections = [key.rpartition(".")[0] for key in KEYS]
     assert sections == sorted(sections, key=sections.index)
-    assert all(re.fullmatch(r"[a-z_]+\.[a-z_]+", key) for key in KEYS)
+    assert [key for key in KEYS if not re.fullmatch(r"[a-z_]+\.[a-z_]+", key)] == ["method", "preset"]
     of_help: Any = typer.main.get_command(build())
     context = of_help.commands["train"].make_context("train", [], resilient_parsing=True)
     assert of_help.commands["train"].get_help_option(context) is not None
@@ -632,8 +643,29 @@ WRONG: list[tuple[str, str | bytes, str, str]] = [
         "section-unknown",
         "qqq:\n  name: a\n",
         ":1: there is no section 'qqq'",
-        "sections are model, dataset, training, checkpointing, post_training, logging, infrastructure, sweep",
+        "sections are model, dataset, training, preference, rl, distillation, selfplay, checkpointing, post_training, "
+        "logging, infrastructure, sweep; method and preset stand in none",
     ),
+    (
+        "sweep-of-a-key-of-two-sections",
+        "sweep:\n  loss: [ipo, sigmoid]\n",
+        ":2: there is no sweep.loss: several settings are called so",
+        "did you mean preference_loss or policy_loss?",
+    ),
+    (
+        "list-of-a-key-of-two-sections",
+        "method: dpo\npreference:\n  loss: [ipo, sigmoid]\n",
+        ":3: preference.loss is the list [ipo, sigmoid], but must be one of sigmoid, ipo",
+        "sweep: preference_loss: [ipo, sigmoid]",
+    ),
+    (
+        "method-in-a-section",
+        "training:\n  method: dpo\n",
+        ":2: there is no training.method",
+        "write it as method: …, in no section",
+    ),
+    ("method-unknown", "method: dop\n", ":1: method is 'dop', but must be one of sft, dpo", "did you mean dpo?"),
+    ("method-of-settings", "method: {name: dpo}\n", ":1: method is a section of keys, but must be", "method: sft"),
     (
         "section-scalar",
         "\nmodel: Qwen/Qwen3-8B\n",
@@ -1072,6 +1104,85 @@ def test_options_are_held_to_the_same(tt: Tt, options: list[str], words: str) ->
     assert words in " ".join(found.err.split())
 
 
+@pytest.mark.parametrize(
+    ("options", "text", "at", "words", "hint"),
+    [
+        (
+            ["--method", "reward", "--beta", "0.5"],
+            "method: reward\npreference:\n  beta: 0.5\n",
+            "3: preference.beta",
+            "--beta is of --method dpo, and this is reward",
+            "leave it out",
+        ),
+        (
+            ["--kl-penalty", "0.1"],
+            "rl:\n  kl_penalty: 0.1\n",
+            "2: rl.kl_penalty",
+            "--kl-penalty is of --method rl, and this is sft",
+            "leave it out",
+        ),
+        (
+            ["--on-policy"],
+            "distillation:\n  on_policy: true\n",
+            "2: distillation.on_policy",
+            "--on-policy is of --method distill, and this is sft",
+            "leave it out",
+        ),
+        (["--method", "rl"], "method: rl\n", "", "--method rl needs --reward", "for example --reward math"),
+        (
+            ["--method", "rl", "--reward", "math", "--group-size", "1"],
+            "method: rl\nrl: {reward: math, group_size: 1}\n",
+            "2: rl.group_size",
+            "--group-size 1: an answer is held against the others",
+            "--group-size 8",
+        ),
+        (
+            ["--method", "selfplay"],
+            "method: selfplay\n",
+            "",
+            "--method selfplay has no epochs: say how long it goes on",
+            "--max-steps 100",
+        ),
+        (
+            ["--method", "selfplay", "--max-steps", "5", "--data", "a"],
+            "method: selfplay\ndataset: {name: a}\ntraining: {max_steps: 5}\n",
+            "2: dataset.name",
+            "--method selfplay makes its own data, by playing",
+            "leave --data and --eval-data out",
+        ),
+    ],
+    ids=["of-dpo", "of-rl", "switch", "no-reward", "group-of-one", "no-end", "data-of-a-game"],
+)
+def test_settings_that_are_not_of_the_method_are_refused(
+    tt: Tt, options: list[str], text: str, at: str, words: str, hint: str
+) -> None:
+    Path("run.yaml").write_text(text)
+    for given_as, place in ((options, ""), (["--config", "run.yaml"], f"run.yaml:{at}: " if at else "")):
+        found = tt("train", *given_as)
+        assert (found.code, found.out) == (2, "")
+        error, _, advice = " ".join(found.err.split()).partition(" → ")
+        assert error.startswith(f"error: {place}{words}")
+        assert hint in advice
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if setting(name).methods])
+def test_a_setting_counts_for_its_methods_only(name: str) -> None:
+    """Another value than the default is taken for its methods and refused for each other one."""
+    default = TrainConfig.model_fields[name].default
+    kind = TrainConfig.model_fields[name].annotation
+    words = [word for word in get_args(kind) if word != default] if get_origin(kind) is Literal else ["math"]
+    other = {bool: True, int: 3, float: 0.25}.get(type(default), words[0])
+    needed: dict[str, dict[str, Any]] = {"rl": {"reward": "math"}, "selfplay": {"max_steps": 1}}
+    for method in get_args(TrainConfig.model_fields["method"].annotation):
+        values = needed.get(method, {}) | {"method": method, name: other}
+        if method in setting(name).methods:
+            assert getattr(TrainConfig(**values), name) == other
+        else:
+            with pytest.raises(SettingError, match=f"and this is {method}") as caught:
+                TrainConfig(**values)
+            assert caught.value.field == name
+
+
 # The schema.
 
 
@@ -1099,6 +1210,7 @@ def accepts(schema: Mapping[str, Any], value: Any) -> bool:
         "minItems": lambda least: not is_a("array") or len(value) >= least,
         "uniqueItems": lambda _: not is_a("array") or not any(item in value[:i] for i, item in enumerate(value)),
         "properties": lambda known: not is_a("object") or all(accepts(known[k], value[k]) for k in known if k in value),
+        "required": lambda keys: not is_a("object") or value.keys() >= {*keys},
         "additionalProperties": lambda _: not is_a("object") or value.keys() <= schema["properties"].keys(),
     }  # fmt: skip
     unread = {"$schema", "title", "description", "default", "format"}
@@ -1121,34 +1233,40 @@ def test_the_schema_describes_every_key(tt: Tt) -> None:
     found = tt("train", "--print-schema")
     assert (found.code, json.loads(found.out)) == (0, SCHEMA)
     assert SCHEMA["additionalProperties"] is False
+    found_keys: dict[str, Any] = {}
     for section, described in SCHEMA["properties"].items():
-        assert described["additionalProperties"] is False
-        if section == "sweep":
+        if section == "stages":
             continue
-        for key, about in described["properties"].items():
-            name = KEYS[f"{section}.{key}"]
-            assert about["description"] == setting(name).help
-            assert about["default"] == TrainConfig().to_json()[name] or name == "track"
-    keys = {f"{s}.{k}" for s, d in SCHEMA["properties"].items() if s != "sweep" for k in d["properties"]}
-    assert keys == set(KEYS)
-    assert set(SCHEMA["properties"]["sweep"]["properties"]) == {setting(n).key.split(".")[1] for n in SWEPT} | {*SWEPT}
+        if section in KEYS:
+            found_keys[section] = described
+            continue
+        assert described["additionalProperties"] is False
+        if section != "sweep":
+            found_keys |= {f"{section}.{key}": about for key, about in described["properties"].items()}
+    assert list(found_keys) == list(KEYS)
+    for key, about in found_keys.items():
+        assert about["description"] == setting(KEYS[key]).help
+        assert about["default"] == TrainConfig().to_json()[KEYS[key]] or KEYS[key] == "track"
+    swept = {setting(n).key.split(".")[1] for n in SWEPT} - {"loss"}  # which is a key of two sections
+    assert set(SCHEMA["properties"]["sweep"]["properties"]) == swept | {*SWEPT}
 
 
 ANYTHING = [
     None, True, False, 0, 1, -1, 2, 64, 0.5, 1.5, -0.5, 1e-4, MOST, MOST + 1, -MOST - 1, "", "a", "auto", "5", "true",
     "linear", "cosine", "Linear", "all_text", "ALL-TEXT", "all_tokens", "customized", "ALL", "wandb", "wandb,mlflow",
     "wandb, mlflow,", "wandbmlflow", ["wandb"], ["wandb", "mlflow"], ["other"], [], [1], [8, 16], [8, 8], [0, 0],
-    [True, False], ["linear", "cosine"], ["a", None], [[1]], {}, {"a": 1}, "error", "ask", "local",
+    [True, False], ["linear", "cosine"], ["a", None], [[1]], {}, {"a": 1}, "error", "ask", "local", "sft",
+    "rl", "quick",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("section", SCHEMA["properties"])
 def test_the_schema_accepts_what_is_read_and_nothing_else(section: str) -> None:
-    for key in SCHEMA["properties"][section]["properties"]:
+    for key in SCHEMA["properties"][section].get("properties", ()):
         for value in ANYTHING:
             document = {section: {key: value}}
             assert accepts(SCHEMA, document) is is_read(document), document
-    whole: list[Any] = [{"zzqq": 1}, 5, "a", [], None, {}]
+    whole: list[Any] = [{"zzqq": 1}, 5, "a", [], None, {}, *ANYTHING]
     for document in [*whole, *({section: found} for found in whole)]:
         assert accepts(SCHEMA, document) is is_read(document), document
 

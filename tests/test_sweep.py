@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from tinkertools import console, sweeping
-from tinkertools.config import TrainConfig
+from tinkertools.config import MethodName, TrainConfig
 from tinkertools.runs.log import TrainingLog
 from tinkertools.runs.sweeps import SweepDirectory
-from tinkertools.settings import read_file
+from tinkertools.settings import Given, read_file
 from tinkertools.sweeping import Outcome, Run, ranked
 
 Tt = Callable[..., Any]
@@ -447,6 +447,70 @@ def test_the_best_has_the_lowest_nll_of_its_final_weights() -> None:
     assert [one.run.name for one in found] == [
         "zero", "good", "overfitted", "nan", "null", "none", "half", "half without",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "judged"), [("rl", "reward"), ("selfplay", "win_rate")])
+def test_more_of_some_figures_is_better(method: MethodName, judged: str) -> None:
+    needed: dict[str, Any] = {"reward": "math"} if method == "rl" else {"max_steps": 1}
+    config = TrainConfig(method=method, **needed)
+
+    def outcome(name: str, values: list[float | None], *, finished: bool = True) -> Outcome:
+        evals = [{"step": i, judged: value, "illegal": 0} for i, value in enumerate(values)]
+        steps = [
+            {"step": 1, "loss": 0.0, "trained_tokens": 0, judged: None}, {"step": 2, "loss": -1.0, "trained_tokens": 5,
+             judged: 0.25}, {"step": 3, "loss": -2.0, "trained_tokens": 50, judged: 0.75},
+        ]  # fmt: skip
+        return Outcome(Run(name, {}, config), finished, None, steps, evals)
+
+    found = ranked([
+        outcome("none", []), outcome("bad", [0.9, -0.5]), outcome("zero", [0.0]), outcome("good", [0.1, 0.75]),
+        outcome("half", [1.0], finished=False), outcome("null", [None]),
+    ])  # fmt: skip
+    assert [one.run.name for one in found] == ["good", "zero", "bad", "none", "null", "half"]
+    assert [one.to_json()[f"best_{judged}"] for one in found[:3]] == [0.75, 0.0, 0.9]
+    assert [one.to_json()["best_step"] for one in found[:3]] == [1, 0, 0]
+    assert found[0].to_json() == {
+        "run": "good", "settings": {}, "state": "finished", "error": None, "steps": 3, judged: 0.75,
+        f"best_{judged}": 0.75, "best_step": 1, f"train_{judged}": 0.5,
+    }  # fmt: skip
+
+
+def test_losses_of_preferences_are_means_of_steps() -> None:
+    steps = [
+        {"step": 1, "loss": 0.7, "trained_tokens": 10}, {"step": 2, "loss": 0.0, "trained_tokens": 0},
+        {"step": 3, "loss": 0.1, "trained_tokens": 1000},
+    ]  # fmt: skip
+    evals = [{"step": 0, "loss": 0.69, "accuracy": 0.5}, {"step": 3, "loss": 0.4, "accuracy": 0.8}]
+    row = Outcome(Run("a", {}, TrainConfig(method="dpo")), True, None, steps, evals).to_json()
+    assert (row["loss"], row["best_loss"], row["best_step"], row["accuracy"]) == (0.4, 0.4, 3, 0.8)
+    assert row["train_loss"] == pytest.approx(0.4)
+    assert not {"nll", "best_nll", "train_nll"} & row.keys()
+
+
+def test_settings_of_methods_are_swept(sweep: Tt) -> None:
+    swept = {
+        "dpo": ["--beta", "0.05,0.1"], "reward": ["--label-smoothing", "0,0.1"],
+        "rl": ["--reward", "math", "--kl-penalty", "0,0.1"],
+    }  # fmt: skip
+    for method, options in swept.items():
+        found = sweep("--method", method, *options, "--print-config")
+        assert found.code == 0, found.err
+        assert len(read_file_of(found.out).grid) == 1
+        assert ("may change what the loss is: compare accuracies" in found.err) == (method in ("dpo", "reward"))
+    refused = sweep("--beta", "0.05,0.1")
+    assert (refused.code, "--beta is of --method dpo, and this is sft" in refused.err) == (2, True), refused.err
+
+
+def read_file_of(text: str) -> Given:
+    Path("given.yaml").write_text(text)
+    return read_file(Path("given.yaml"))
+
+
+def test_a_sweep_of_games_holds_no_data_out() -> None:
+    games = Given({"method": "selfplay", "max_steps": 1}, {}, {"learning_rate": [1e-4, 1e-3]})
+    assert sweeping._evaluated(games) == (games, [])
+    others = Given({"method": "dpo"}, {}, {"beta": [0.05, 0.1]})
+    assert sweeping._evaluated(others)[0].values == {"method": "dpo", "val_fraction": 0.1}
 
 
 def test_names_of_runs_are_names_of_directories() -> None:

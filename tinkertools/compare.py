@@ -28,8 +28,9 @@ from tinkertools.options import (
 )
 
 if TYPE_CHECKING:
+    from tinkertools.asking.costs import TokenPrice
+    from tinkertools.asking.endpoints import AskedModel
     from tinkertools.comparison import Found, Model
-    from tinkertools.judging import JudgeModel, JudgePrice
     from tinkertools.results import Verdicts
     from tinkertools.runs.directory import Weights
 
@@ -80,17 +81,18 @@ def command(
 ) -> None:
     """Compare a fine-tuned adapter with its base model, and runs with each other."""
     from tinkertools.answers import Settings
+    from tinkertools.asking.costs import parse_price
+    from tinkertools.asking.endpoints import parse_model
     from tinkertools.comparison import Questions, ask_models, base_of, goes_on_later, labelled
     from tinkertools.evidence.checks import parse_check
-    from tinkertools.judging import parse_judge, parse_price
     from tinkertools.kept import Kept
     from tinkertools.results import build, check_notes
     from tinkertools.runs.directory import find_weights
 
     settings = Settings(max_tokens, temperature, seed)
     checked = parse_check(check) if check is not None else None
-    judging = parse_judge(judge, base_url) if judge is not None else None
-    price = parse_price(judge_price) if judge_price is not None else None
+    judging = parse_model("--judge", judge, base_url) if judge is not None else None
+    price = parse_price("--judge-price", judge_price) if judge_price is not None else None
     if judge is None and (judge_rate is not None or judge_price is not None):
         raise UsageError("--judge-rate and --judge-price are of a judge, and none is named", hint="add --judge MODEL")
     for written in filter(None, (output, report)):
@@ -138,8 +140,8 @@ def show_models(adapters: "Sequence[Weights]", models: "Sequence[Model]") -> Non
 
 
 def judged(
-    found: "Found", judge: "JudgeModel", kept: Path, at_once: int, per_minute: int | None,
-    price: "JudgePrice | None", timeout: float,
+    found: "Found", judge: "AskedModel", kept: Path, at_once: int, per_minute: int | None,
+    price: "TokenPrice | None", timeout: float,
 ) -> "Verdicts":  # fmt: skip
     """A judge's verdicts on each pair of models; None on prompts that one of them did not answer."""
     from tinkertools.judging import Pair

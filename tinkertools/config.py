@@ -25,6 +25,15 @@ TrainOnWhat = Literal[
 IfExists = Literal["ask", "overwrite", "fail", "resume"]
 TrackerName = Literal["wandb", "trackio", "tensorboard", "mlflow"]
 Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "preference", "sections"]
+# What `tt prepare` can have a model write.
+Generate = Literal["qa"]
+
+# What the evaluations of methods are judged by.
+JUDGED_OF: dict[MethodName, str] = {
+    "sft": "nll", "distill": "nll", "dpo": "loss", "reward": "loss", "rl": "reward", "selfplay": "win_rate",
+}  # fmt: skip
+# The figure of its own, beside the loss, by which the steps of a method are followed.
+FOLLOWED_BY: dict[MethodName, str] = {"dpo": "accuracy", "reward": "accuracy", "rl": "reward", "selfplay": "win_rate"}
 
 # Of `config.json`: 2 since masks end with the end-of-turn token and data are fingerprinted with their tools. A setting
 # that it does not hold has its default.
@@ -70,6 +79,8 @@ class PrepareDefaults:
     seed: int = 0
     errors_shown: int = 10
     preview: int = 0
+    pairs_per_document: int = 5
+    generator_at_once: int = 8
 
 
 @dataclass(frozen=True)
@@ -181,7 +192,9 @@ class TrainConfig(BaseModel):
     ] = "sft"
     preset: Annotated[
         PresetName | None,
-        Setting("preset", "Rank, learning rate and batch that work as a start; what is given beside it wins."),
+        Setting(
+            "preset", "Rank, learning rate, batch and group size that work as a start; what is given beside it wins."
+        ),
     ] = None
 
     base_model: Annotated[

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from tinkertools.config import TRAINING_DATA, IfExists, ServerSettings, TrainConfig, without_password
 from tinkertools.engines import Choice, choose
 from tinkertools.errors import ModelError, RunError, UsageError
+from tinkertools.presets import without_preset
 from tinkertools.reporting import Notify
 from tinkertools.resuming import read_started, with_options
-from tinkertools.schedules import auto_learning_rate, no_formula
+from tinkertools.schedules import auto_learning_rate, no_formula, of_method
 from tinkertools.settings import Given
 from tinkertools.shipped import SAMPLE_TRAINING_DATA, is_starter
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tinkertools.engines import Service
     from tinkertools.local.limits import Limits
     from tinkertools.runs.directory import RunDirectory
+    from tinkertools.runs.many import ManyRuns
 
 # Asked where a run's directory is there: overwrite, resume, or None for neither.
 Ask = Callable[[Path], Literal["overwrite", "resume"] | None]
@@ -93,6 +95,26 @@ def _when_there(path: Path, behavior: IfExists, ask: Ask) -> Literal["overwrite"
     raise RunError(f"{path} exists", hint=f"choose another --run-name, or go on with it: tt train --resume {path}")
 
 
+def when_there(runs: "ManyRuns", behavior: IfExists, ask: Ask) -> Literal["overwrite", "resume"]:
+    """What to do with the directory of several runs that is there.
+
+    Raises:
+        RunError: it stays as it is.
+    """
+    path = runs.path
+    if not runs.exists:
+        raise RunError(f"{path} exists and holds no {runs.WHAT}", hint="choose another place")
+    decided = ask(path) if behavior == "ask" else behavior
+    if decided in ("overwrite", "resume"):
+        return decided
+    raise RunError(f"{path} exists", hint=f"choose another place, or go on with it: tt train --resume {path}")
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a directory holds nothing, or only the lock of a process that was killed before it wrote anything."""
+    return path.is_dir() and all(found.name.startswith(".") for found in path.iterdir())
+
+
 def plan_resumed(run: "RunDirectory", given: Given) -> Plan:
     """A run to go on with, in the configuration it was started with and with the settings that may change.
 
@@ -108,7 +130,8 @@ def plan_resumed(run: "RunDirectory", given: Given) -> Plan:
             place = given.places[name]
             shown = f"{place} {named}" if place.startswith("--") else f"{place}: {named}"
             raise UsageError(f"{shown}: the run is {run.path}", hint="leave it out")
-    values = {name: value for name, value in given.values.items() if name not in _PLACES}
+    asked = without_preset(given.values, given.places)
+    values = {name: value for name, value in asked.items() if name not in _PLACES}
     config = with_options(started, as_started(values, started, metadata), given.places)
     server = ServerSettings.from_environment(given.values.get("base_url"))
     engine: Literal["tinker", "local"] = "tinker" if config.engine == "tinker" else "local"
@@ -206,6 +229,17 @@ def start_of(config: TrainConfig, service: "Service") -> Start:
     return Start(weights.state_path, service.rank_of(weights.state_path))
 
 
+def rank_of_start(config: TrainConfig) -> int | None:
+    """The rank of the weights to start from, where they lie here."""
+    from tinkertools.adapters.peft_files import rank_of
+    from tinkertools.runs.directory import find_weights
+
+    if config.load_checkpoint_path is None:
+        return None
+    weights = find_weights(config.load_checkpoint_path, config.output_dir)
+    return rank_of(weights.directory) if weights.directory else None
+
+
 def resolve(config: TrainConfig, say: Notify) -> TrainConfig:
     """The configuration with `auto` replaced by the number in effect."""
     from tinkertools.local.limits import family_of
@@ -218,5 +252,6 @@ def resolve(config: TrainConfig, say: Notify) -> TrainConfig:
             if config.engine == "local":
                 raise
             rate, why = no_formula(f"{config.base_model}, whose configuration cannot be read here")
+        rate, why = of_method(rate, why, config.method)
         say(f"learning rate: {rate:.3g} ({why})")
     return config.changed(learning_rate=rate)

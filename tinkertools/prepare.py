@@ -1,92 +1,44 @@
 """`tt prepare`: any dataset becomes chat JSONL, checked row by row, in bounded memory."""
 
-import os
 import time
-from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
 from tinkertools import console
-from tinkertools.config import AUTO_RENDERER, TRAIN_ON_WHAT, TRAINING_DATA, Format, PrepareDefaults
+from tinkertools.config import (
+    AUTO_RENDERER,
+    TIMEOUT_SECONDS,
+    TRAIN_ON_WHAT,
+    TRAINING_DATA,
+    Format,
+    Generate,
+    PrepareDefaults,
+)
 from tinkertools.errors import DataError, Interrupted, UsageError
-from tinkertools.options import RendererOption
+from tinkertools.options import BaseUrl, RendererOption, TimeoutOption
+from tinkertools.preparing import (
+    Counts,
+    GenerateOptions,
+    Index,
+    PrepareOptions,
+    distribute,
+    reject_line,
+    scratch_beside,
+    section_summary,
+    summary,
+)
 from tinkertools.shipped import STARTER_MODEL
 
 if TYPE_CHECKING:
-    from tinkertools.chat.records import Reader, Refused
-    from tinkertools.chat.sections import SectionCounts
+    from tinkertools.chat.records import Reader
+    from tinkertools.chat.sources import Source
+    from tinkertools.generating.documents import Documents
 
 DEFAULTS = PrepareDefaults()
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What to read, what to make of it, and where it goes."""
-
-    dataset: str
-    output: Path
-    split: str
-    config_name: str | None
-    max_examples: int | None
-    format: Format
-    prompt_column: str | None
-    completion_column: str | None
-    system: str | None
-    val_fraction: float
-    shuffle: bool
-    seed: int
-    dedupe: bool
-    skip_bad: bool
-    preview: int
-    base_model: str | None
-    renderer: str
-
-    def __post_init__(self) -> None:
-        if self.format not in ("auto", "prompt-completion") and (self.prompt_column or self.completion_column):
-            raise UsageError(f"--prompt-column and --completion-column do not go with --format {self.format}")
-        if bool(self.prompt_column) != bool(self.completion_column):
-            raise UsageError("--prompt-column and --completion-column go together", hint="give both, or neither")
-        if not 0 <= self.val_fraction < 1:
-            raise UsageError(f"--val-fraction is {self.val_fraction}, but must be at least 0 and less than 1")
-        if self.system is not None and self.system != self.system.encode(errors="replace").decode():
-            raise UsageError("--system holds bytes that are not UTF-8", hint="type it in a terminal that uses UTF-8")
-        if self.max_examples is not None and self.max_examples < 1:
-            raise UsageError(f"--max-examples is {self.max_examples}, but must be at least 1")
-        if self.preview < 0:
-            raise UsageError(f"--preview is {self.preview}, but must be 0 or more", hint="for example --preview 3")
-        if not self.preview and (self.base_model is not None or self.renderer != AUTO_RENDERER):
-            raise UsageError(
-                "--base-model and --renderer only say how a preview is written", hint="add --preview 3, or omit them"
-            )
-
-    @property
-    def validation_output(self) -> Path:
-        """Where the held-out part goes."""
-        return self.output.with_name(f"{self.output.stem}.val{self.output.suffix}")
-
-    @property
-    def rejects(self) -> Path:
-        """Where refused rows go, each with its reason."""
-        return self.output.with_name(f"{self.output.name}.rejects.jsonl")
-
-
-@dataclass
-class Counts:
-    """What became of the rows: `rows_in = kept + refused + duplicates + left_out`; and whether they are preferences."""
-
-    rows_in: int = 0
-    kept: int = 0
-    refused: int = 0
-    duplicates: int = 0
-    left_out: int = 0
-    held_out: int = 0
-    preferences: bool = False
-    unread: list[str] = field(default_factory=list)
 
 
 def command(
@@ -94,7 +46,7 @@ def command(
         str,
         typer.Option(
             help="A file (JSONL, JSON, CSV, TSV, Parquet, .gz of these; Markdown, text), a folder or a quoted pattern "
-            "of such, a Hub name, or -."
+            "of such, a Hub name, or -. With --generate also PDF files, s3://BUCKET/PREFIX, and SQLite with --query."
         ),
     ],
     output: Annotated[Path, typer.Option(help="Where the chat JSONL goes.")] = TRAINING_DATA,
@@ -136,16 +88,65 @@ def command(
         str | None, typer.Option(help="The model of the preview: a folder or a name. Left out: the starter model.")
     ] = None,
     renderer: RendererOption = AUTO_RENDERER,
+    generate: Annotated[
+        Generate | None,
+        typer.Option(metavar="qa", help="Have a model write data from documents: questions and answers."),
+    ] = None,
+    generator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Who writes: openai:NAME, anthropic:NAME, tinker:NAME, tinker://PATH or local:FOLDER."
+        ),
+    ] = None,
+    pairs_per_document: Annotated[
+        int, typer.Option(help="Ask for so many pairs of a document, spread over its parts.")
+    ] = DEFAULTS.pairs_per_document,
+    query: Annotated[
+        str | None, typer.Option(metavar="SQL", help="A SELECT on an SQLite file; the text of each row is a document.")
+    ] = None,
+    generator_at_once: Annotated[int, typer.Option(help="Questions to the generator on their way at most.")] = (
+        DEFAULTS.generator_at_once
+    ),
+    generator_rate: Annotated[int | None, typer.Option(help="Questions to the generator a minute at most.")] = None,
+    generator_price: Annotated[
+        str | None,
+        typer.Option(metavar="IN,OUT", help="Dollars for a million tokens that the generator reads and writes."),
+    ] = None,
+    base_url: BaseUrl = None,
+    timeout: TimeoutOption = TIMEOUT_SECONDS,
 ) -> None:
     """Turn any dataset, or documents, into chat JSONL: one {"messages": […]} a line, or a preference's two answers."""
+    given = {
+        "--pairs-per-document": pairs_per_document != DEFAULTS.pairs_per_document, "--query": query is not None,
+        "--generator-at-once": generator_at_once != DEFAULTS.generator_at_once, "--generator": generator is not None,
+        "--generator-rate": generator_rate is not None, "--generator-price": generator_price is not None,
+        "--base-url": base_url is not None, "--timeout": timeout != TIMEOUT_SECONDS,
+    }  # fmt: skip
+    if generate is None and any(given.values()):
+        names = " and ".join(name for name, is_given in given.items() if is_given)
+        raise UsageError(f"{names} only say how --generate works, and it is not given", hint="add --generate qa")
+    if generate is not None and generator is None:
+        raise UsageError("--generate needs a model that writes", hint="add --generator openai:MODEL, or another")
+    making = None
+    if generate is not None and generator is not None:
+        making = GenerateOptions(
+            generate, generator, pairs_per_document, query, generator_at_once, generator_rate, generator_price,
+            base_url, timeout,
+        )  # fmt: skip
     options = PrepareOptions(
         dataset, output, split, config_name, max_examples, format, prompt_column, completion_column, system,
-        val_fraction, shuffle, seed, dedupe, skip_bad, preview, base_model, renderer,
+        val_fraction, shuffle, seed, dedupe or making is not None, skip_bad, preview, base_model, renderer, making,
     )  # fmt: skip
     try:
         counts = prepare(options)
     except KeyboardInterrupt:
-        raise Interrupted("stopped; nothing was written", hint="run the same command again to start over") from None
+        again = f"go on; replies are kept in {options.replies}" if making else "start over"
+        raise Interrupted("stopped; nothing was written", hint=f"run the same command again to {again}") from None
+    report(options, counts)
+
+
+def report(options: PrepareOptions, counts: Counts) -> None:
+    """What was made, and what the user should know of it."""
     console.say(summary(counts))
     if counts.held_out:
         console.say(f"held out: {counts.held_out:,} in {options.validation_output}")
@@ -198,27 +199,6 @@ def show_preview(options: PrepareOptions, counts: Counts) -> None:
     tell(ready, console.voice())
 
 
-def summary(counts: Counts) -> str:
-    """Where every row went; the parts add up to the rows read."""
-    parts = [f"{counts.kept:,} kept", f"{counts.refused:,} refused"]
-    if counts.duplicates:
-        parts.append(f"{counts.duplicates:,} duplicates")
-    if counts.left_out:
-        parts.append(f"{counts.left_out:,} beyond --max-examples")
-    return f"rows in: {counts.rows_in:,} = {' + '.join(parts)}"
-
-
-def section_summary(counts: "SectionCounts") -> str:
-    """How many sections documents held, and what of them gives no row."""
-    documents = "1 document" if counts.documents == 1 else f"{counts.documents:,} documents"
-    filled = counts.sections - counts.empty
-    text = f"sections: {counts.sections:,} in {documents} = {filled:,} with text + {counts.empty:,} without"
-    if counts.leading:
-        of = "1 document" if counts.leading == 1 else f"{counts.leading:,} documents"
-        text += f"; text before the first heading of {of} is left out"
-    return text
-
-
 def prepare(options: PrepareOptions) -> Counts:
     """Read, check, and write; files appear only when all is well.
 
@@ -227,19 +207,11 @@ def prepare(options: PrepareOptions) -> Counts:
         FileError: the output cannot be written.
     """
     from tinkertools.chat.records import Reader
-    from tinkertools.chat.sources import find_source
     from tinkertools.files import check_writable_file, whole_files
 
     check_writable_file(options.output)
     own = (options.output, options.validation_output, options.rejects)
-    # Columns are of rows, so documents are not meant.
-    wanted: Format = "prompt-completion" if options.prompt_column else options.format
-    source = find_source(
-        options.dataset, split=options.split, config_name=options.config_name, leave_out=own, format=wanted
-    )
-    if source.ignored:
-        kind = "documents" if source.documents else "data files"
-        console.warn(f"{len(source.ignored)} files in {source.name} are no {kind}, such as {source.ignored[0]}")
+    source = generated_source(options, options.generate, own) if options.generate else found_source(options, own)
     reader = Reader(source, options.format, options.prompt_column, options.completion_column)
     staged = options.shuffle or options.val_fraction > 0
     counts = Counts()
@@ -264,28 +236,60 @@ def prepare(options: PrepareOptions) -> Counts:
     return counts
 
 
-class Index:
-    """Where each staged line begins, and the number by which equal ones stay together: 16 bytes of memory a row."""
+def found_source(options: PrepareOptions, own: tuple[Path, ...]) -> "Source":
+    """The rows that the user named, less files that are written here."""
+    from tinkertools.chat.sources import find_source
 
-    def __init__(self) -> None:
-        self.offsets = array("Q", [0])
-        self.digests = array("Q")
+    # Columns are of rows, so documents are not meant.
+    wanted: Format = "prompt-completion" if options.prompt_column else options.format
+    source = find_source(
+        options.dataset, split=options.split, config_name=options.config_name, leave_out=own, format=wanted
+    )
+    if source.ignored:
+        kind = "documents" if source.documents else "data files"
+        console.warn(f"{len(source.ignored)} files in {source.name} are no {kind}, such as {source.ignored[0]}")
+    return source
 
-    def add(self, line: bytes, digest: int) -> None:
-        """Remember the line just written."""
-        self.offsets.append(self.offsets[-1] + len(line))
-        self.digests.append(digest)
+
+def generated_source(options: PrepareOptions, generate: GenerateOptions, own: tuple[Path, ...]) -> "Source":
+    """The rows that a model writes about the documents which the user named.
+
+    Raises:
+        DataError: a document has no reply (without `skip_bad`), or no pair is left.
+    """
+    from tinkertools.asking.costs import parse_price
+    from tinkertools.asking.endpoints import parse_model
+    from tinkertools.chat.sources import Source
+    from tinkertools.generating.documents import read_documents
+    from tinkertools.generating.making import ENGINE_TOKENS, make_pairs, refuse_gaps, unread_rows
+
+    model = parse_model("--generator", generate.generator, generate.base_url, ENGINE_TOKENS)
+    price = parse_price("--generator-price", generate.price) if generate.price is not None else None
+    documents = read_documents(options.dataset, generate.query, own, console.progress)
+    show_unread(documents)
+    made = make_pairs(
+        documents, model, options.replies, pairs_per_document=generate.pairs_per_document, at_once=generate.at_once,
+        per_minute=generate.per_minute, price=price, progress=console.progress, notify=console.say,
+        timeout=generate.timeout,
+    )  # fmt: skip
+    for line in (*made.counts.words(), f"generator: {made.tally.words(price)}"):
+        console.say(line)
+    refuse_gaps(made, DEFAULTS.errors_shown, options.replies, skip_bad=options.skip_bad)
+    console.say(f"replies are kept in {options.replies}: what is there is not asked again")
+    # With `skip_bad` the failed are refused as bad rows are, and those that could not be read beside them.
+    bad = [*made.failed, *unread_rows(documents.unread)] if options.skip_bad else []
+    return Source(documents.name, given=[*made.rows, *bad])
 
 
-@contextmanager
-def scratch_beside(output: Path) -> Iterator[BinaryIO]:
-    """A file beside `output` to write and then read by its name at any place; gone when the block ends."""
-    path = output.with_name(f".{output.name}.staged-{os.getpid()}")
-    try:
-        with path.open("wb", buffering=1 << 20) as file:
-            yield file
-    finally:
-        path.unlink(missing_ok=True)
+def show_unread(documents: "Documents") -> None:
+    """What of the documents will not be asked about."""
+    if documents.ignored:
+        number = len(documents.ignored)
+        console.warn(f"{number} files in {documents.name} are no documents, such as {documents.ignored[0]}")
+    for one in documents.unread[: DEFAULTS.errors_shown]:
+        console.warn(f"{one.name}: {one.reason}")
+    if (more := len(documents.unread) - DEFAULTS.errors_shown) > 0:
+        console.warn(f"… and {more:,} more that are empty or cannot be read")
 
 
 def convert(
@@ -312,7 +316,7 @@ def convert(
                 if isinstance(item.row.value, Malformed) and item.row.value.ends_file:
                     counts.unread.append(f"{item.row.file}:{item.row.line}")
                 if rejects is not None:
-                    rejects.write(_reject(item))
+                    rejects.write(reject_line(item))
                 elif len(shown) < DEFAULTS.errors_shown:
                     shown.append(item)
                 continue
@@ -345,57 +349,6 @@ def convert(
     if shown:
         console.say(f"{summary(counts)}; nothing is written")
         raise explain_refusals(shown, counts.refused, "mend them, or add --skip-bad to leave bad rows out")
-
-
-def _reject(refused: "Refused") -> bytes:
-    """The line of a refused row: its place, the field, the reason, and the row itself."""
-    import orjson
-
-    from tinkertools.chat.sources import Malformed
-
-    value = refused.row.value
-    reject = {
-        "place": f"{refused.row.file}:{refused.row.line}",
-        "field": refused.field_name,
-        "reason": refused.reason,
-        "row": value.text if isinstance(value, Malformed) else value,
-    }
-    try:
-        return orjson.dumps(reject, default=str, option=orjson.OPT_APPEND_NEWLINE)
-    except orjson.JSONEncodeError as error:  # such as nested too deep
-        shown = {name: str(text).encode(errors="replace").decode() for name, text in reject.items() if name != "row"}
-        return orjson.dumps(shown | {"row": f"not shown: {error}"}, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def distribute(
-    index: Index, scratch: BinaryIO, output: BinaryIO, held_out: BinaryIO | None, options: PrepareOptions,
-    counts: Counts,
-) -> None:  # fmt: skip
-    """Copy the staged lines to their files: shuffled, limited, and split by digest so that equal rows stay together."""
-    import random
-
-    from tinkertools.chat.splitting import validation_digests
-
-    order = array("Q", range(len(index.digests)))
-    if options.shuffle:
-        random.Random(options.seed).shuffle(order)
-    if options.max_examples is not None:
-        counts.left_out = max(0, len(order) - options.max_examples)
-        order = order[: options.max_examples]
-    what = "prompts" if counts.preferences else "conversations"
-    chosen = validation_digests([index.digests[i] for i in order], options.val_fraction, options.seed, what)
-    scratch.flush()
-    # Unbuffered: a buffer would be filled anew for every line that is somewhere else.
-    with Path(scratch.name).open("rb", buffering=0) as lines:
-        for i in order:
-            lines.seek(index.offsets[i])
-            line = lines.read(index.offsets[i + 1] - index.offsets[i])
-            if held_out is not None and index.digests[i] in chosen:
-                held_out.write(line)
-                counts.held_out += 1
-            else:
-                output.write(line)
-    counts.kept = len(order)
 
 
 @contextmanager

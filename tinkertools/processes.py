@@ -1,6 +1,7 @@
 """Commands in processes of their own, a few at once: what they say is passed on, and so are signals that stop them."""
 
 import ctypes
+import os
 import queue
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinkertools.config import without_password
 from tinkertools.files import explain_os_errors
 from tinkertools.reporting import Notify
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 _LAST_WORDS_SECONDS = 5.0
 # Linux sends a process this signal when its parent has died, whatever of: prctl(PR_SET_PDEATHSIG).
 _PDEATHSIG = 1
+# How a command begins to say what went wrong.
+_ERROR = "error: "
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -41,6 +45,45 @@ class Job:
     command: Sequence[str]
     environment: Mapping[str, str]
     output: Path
+
+
+def command_of(config: Path) -> list[str]:
+    """What trains the run of a file, or goes on with it.
+
+    Without the working directory among the places of modules, where any file could take a library's name.
+    """
+    return [sys.executable, "-P", "-m", "tinkertools", "train", "--config", str(config)]
+
+
+def secret_url(url: str | None) -> str | None:
+    """A server's address where a password stands in it, which no file may hold."""
+    return url if url and url != without_password(url) else None
+
+
+def environment_of(url: str | None) -> dict[str, str]:
+    """The environment of a command: that of this process, where its package is, and an address that no file holds."""
+    path = [*filter(None, [os.environ.get("PYTHONPATH")]), str(Path(__file__).resolve().parents[1])]
+    found = os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONIOENCODING": sys.stderr.encoding or "utf-8"}
+    return found | ({"TINKER_BASE_URL": url} if url else {})
+
+
+class LastWords:
+    """What a job said last, by which its end is explained."""
+
+    def __init__(self) -> None:
+        self._line = ""
+
+    def heard(self, line: str) -> None:
+        """It said this."""
+        # An error is explained in one line, and a hint follows it.
+        if line.strip() and not self._line.startswith(_ERROR):
+            self._line = line
+
+    def why(self, code: int) -> str:
+        """Why it failed with an exit code: what it said, or how it ended."""
+        if self._line.startswith(_ERROR):
+            return self._line.removeprefix(_ERROR)
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}: {self._line.strip()}"
 
 
 class _Child:

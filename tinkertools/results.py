@@ -85,17 +85,19 @@ def _about(model: Model) -> dict[str, Any]:
     if run is not None and run.log.is_file():
         import orjson
 
+        from tinkertools.runs.log import judged_by
+
         log, config = orjson.loads(run.log.read_bytes()), run.read_config()["config"]
         training = {
             "steps": [{"step": entry["step"], "loss": entry["loss"]} for entry in log["steps"]],
-            "evals": [{"step": entry["step"], "nll": entry["nll"]} for entry in log["evals"]],
+            "evals": [{name: entry[name] for name in ("step", judged_by(entry))} for entry in log["evals"]],
             "config": {name: config[name] for name in _SHOWN if name in config},
         }
     is_base = model.weights is None
     return {"name": model.name, "base_model": model.base_model, "base": is_base, "training": training}
 
 
-_SHOWN = ("rank", "learning_rate", "lr_schedule", "batch", "epochs", "max_steps", "train_on_what", "seed")
+_SHOWN = ("method", "rank", "learning_rate", "lr_schedule", "batch", "epochs", "max_steps", "train_on_what", "seed")
 
 
 def _outcomes(prompts: Sequence[Prompt], answers: Sequence[Answer], check: "Check | None") -> list[bool | None]:

@@ -4,8 +4,8 @@ import difflib
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -21,6 +21,10 @@ from tinkertools.files import explain_os_errors
 _WIDEST = 50
 # The section of lists that make a grid of runs.
 SWEEP = "sweep"
+# The list of runs that follow one another, and what a name of one is.
+STAGES = "stages"
+_STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_A_STAGE = "stages:\n      - name: sft\n        dataset: {name: chats.jsonl}"
 # A file has sections of keys of lists; what nests deeper is none of ours, and may not be read at any cost.
 _DEEPEST = 20
 # Longer values are not repeated whole in an error.
@@ -43,16 +47,23 @@ class Given:
         values: by field of `TrainConfig`. None, where an option is given as "", takes away what a file gives.
         places: how an error names each: `--rank`, or `run.yaml:3: model.lora_rank`.
         grid: lists of values by field, of which each combination is a run.
+        stages: runs that follow one another; these settings hold for all of them, under their own.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
+    stages: "tuple[GivenStage, ...]" = ()
 
     def under(self, stronger: "Given") -> "Given":
         """These, where `stronger` says nothing else."""
         grid = {name: values for name, values in self.grid.items() if name not in stronger.values}
-        return Given(self.values | stronger.values, self.places | stronger.places, grid | stronger.grid)
+        return Given(
+            self.values | stronger.values,
+            self.places | stronger.places,
+            grid | stronger.grid,
+            tuple(replace(stage, given=stage.given.under(stronger)) for stage in self.stages) or stronger.stages,
+        )
 
     def config(self, **more: Any) -> TrainConfig:
         """The configuration that they make, with defaults for what is not given.
@@ -71,6 +82,15 @@ class Given:
         for name, values in self.grid.items():
             points = [point | {name: value} for point in points for value in values]
         yield from points
+
+
+@dataclass(frozen=True)
+class GivenStage:
+    """A stage as a file has it: its name, where it stands, and its own settings."""
+
+    name: str
+    place: str
+    given: Given
 
 
 def at_its_place(error: SettingError, places: Mapping[str, str]) -> UsageError:
@@ -114,8 +134,20 @@ def read_file(path: Path) -> Given:
         UsageError: it is no YAML, or a key or value in it is none of ours; the message has the line.
         FileError: it is not readable.
     """
+    return _given(_items(_document(path), path), path)
+
+
+def _given(items: Iterable[tuple[str, Any, str]], path: Path) -> Given:
+    """What sections give, each with its name, what stands in it and where.
+
+    Raises:
+        UsageError: a key or value is none of ours.
+    """
     given = Given()
-    for section, values, at in _items(_document(path), path):
+    for section, values, at in items:
+        if section == STAGES:
+            given = replace(given, stages=_stages(values, at, path))
+            continue
         if section in _sections()[""]:
             _add_value(given, section, values, section, f"{at}: {section}")
             continue
@@ -145,6 +177,54 @@ def read_file(path: Path) -> Given:
     return given
 
 
+def _stages(node: Any, place: str, path: Path) -> tuple[GivenStage, ...]:
+    """The stages of a file, in order.
+
+    Raises:
+        UsageError: one has no name, or that of another, or is none.
+    """
+    found: dict[str, GivenStage] = {}
+    for item in [] if _is_null(node) else _listed(node, STAGES, f"{place}: {STAGES}"):
+        at = f"{path}:{item.start_mark.line + 1}"
+        if item.id != "mapping":
+            shown = "empty" if _is_null(item) else _read(item)[1]
+            raise UsageError(f"{at}: a stage is {shown}, but must hold a name and settings", hint=_A_STAGE)
+        name, own = None, []
+        for key, value, line in _items(item, path):
+            if key == "name":
+                name, at = value, line
+            elif key == STAGES:
+                raise UsageError(f"{line}: a stage has no stages", hint="write them one after the other")
+            else:
+                own.append((key, value, line))
+        stage = GivenStage(_stage_name(name, at), at, _given(own, path))
+        if stage.name in found:
+            raise UsageError(
+                f"{at}: there are two stages {stage.name}, the other in {found[stage.name].place}",
+                hint="give one of them another name",
+            )
+        found[stage.name] = stage
+    if not found and not _is_null(node):
+        raise UsageError(f"{place}: {STAGES} is an empty list", hint=_A_STAGE)
+    return tuple(found.values())
+
+
+def _stage_name(node: Any, at: str) -> str:
+    """The name of a stage, which is that of its folder too.
+
+    Raises:
+        UsageError: it has none, or one that could be no folder's.
+    """
+    if node is None or _is_null(node):
+        raise UsageError(f"{at}: a stage has no name", hint=_A_STAGE)
+    name, shown = _read(node)
+    if not isinstance(name, str) or not _STAGE_NAME.fullmatch(name):
+        raise UsageError(
+            f"{at}: name is {shown}, but must be letters, digits, _, - and .", hint="for example name: sft"
+        )
+    return name
+
+
 def _add_value(given: Given, name: str, node: Any, key: str, place: str) -> None:
     """A value that stands in a file; null is the same as none.
 
@@ -158,7 +238,27 @@ def _add_value(given: Given, name: str, node: Any, key: str, place: str) -> None
 
 def write_yaml(config: TrainConfig, grid: Mapping[str, Sequence[Any]], *, explained: bool = True) -> str:
     """A file that gives exactly this; each key with what it is, where it is `explained`."""
-    from ruamel.yaml import YAML
+    document = _written(config, TrainConfig.model_fields, explained=explained)
+    if grid:
+        document[SWEEP] = {_sweep_key(name): [*map(_quoted, found)] for name, found in grid.items()}
+    return _dumped(document)
+
+
+def write_some(config: TrainConfig, names: Collection[str]) -> str:
+    """A file that gives these settings of a configuration, and no others."""
+    return _dumped(_written(config, names, explained=False))
+
+
+def write_stages(shared: TrainConfig, names: Collection[str], stages: Sequence[tuple[str, TrainConfig]]) -> str:
+    """A file that gives exactly these stages, by name; `names` are the settings that are written outside of them."""
+    document = _written(shared, names, explained=False)
+    own = [name for name in TrainConfig.model_fields if name not in names]
+    document[STAGES] = [{"name": name, **_written(config, own, explained=False)} for name, config in stages]
+    return _dumped(document)
+
+
+def _written(config: TrainConfig, names: Collection[str], *, explained: bool) -> Any:
+    """Settings in their sections, as they are dumped."""
     from ruamel.yaml.comments import CommentedMap
 
     values = config.to_json()
@@ -168,14 +268,20 @@ def write_yaml(config: TrainConfig, grid: Mapping[str, Sequence[Any]], *, explai
             continue
         written = document if not section else CommentedMap()
         for key, name in keys.items():
+            if name not in names:
+                continue
             written[key] = _quoted(values[name])
             if explained:
                 indent = 2 if section else 0
                 written.yaml_set_comment_before_after_key(key, before=setting(name).help, indent=indent)
-        if section:
+        if section and written:
             document[section] = written
-    if grid:
-        document[SWEEP] = {_key(name): [*map(_quoted, found)] for name, found in grid.items()}
+    return document
+
+
+def _dumped(document: Any) -> str:
+    from ruamel.yaml import YAML
+
     out = io.StringIO()
     yaml = YAML()
     yaml.width = 10_000
@@ -210,6 +316,7 @@ def json_schema() -> dict[str, Any]:
             sections[section] = {"type": ["object", "null"], "properties": described, "additionalProperties": False}
         else:
             sections |= described
+    sections[STAGES] = _schema_of_stages(sections)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A run of tt train",
@@ -219,9 +326,19 @@ def json_schema() -> dict[str, Any]:
     }
 
 
+def _schema_of_stages(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """What the list of stages may hold: in each a name, and what a run's file may."""
+    own = {section: described for section, described in sections.items() if section != SWEEP}
+    name = {"type": "string", "pattern": f"^{_STAGE_NAME.pattern}$", "description": "Its folder, and stage:NAME."}
+    stage = {"type": "object", "properties": {"name": name, **own}, "required": ["name"], "additionalProperties": False}
+    about = "Runs one after the other; what stands outside of them holds for all, where they say nothing else."
+    return {"type": ["array", "null"], "items": stage, "minItems": 1, "description": about}
+
+
 @cache
 def _sections() -> dict[str, dict[str, str]]:
-    """The fields by section and key, in the order of `TrainConfig`; what can be swept by its key and its own name.
+    """The fields by section and key, in the order of `TrainConfig`; what can be swept by its key, where no other field
+    has that in another section, and its own name.
 
     What stands in a file outside of any section is under "".
     """
@@ -231,7 +348,7 @@ def _sections() -> dict[str, dict[str, str]]:
         section, _, key = setting(name).key.rpartition(".")
         found.setdefault(section, {})[key] = name
         if setting(name).sweep:
-            sweep[key] = name
+            sweep[_sweep_key(name)] = name
             sweep[name] = name
     return found | {SWEEP: sweep}
 
@@ -275,7 +392,8 @@ def _hint(name: str, node: Any, key: str) -> str | None:
     """What to write instead of a value in a file that is none, where that can be told."""
     items = _read(node)[0] if node.id == "sequence" else []
     if items and setting(name).sweep and all(_accepts(name, item) for item in items):
-        return f"one value; to try each, write\n    {SWEEP}:\n      {key}: {_read(node)[1].removeprefix('the list ')}"
+        listed = _read(node)[1].removeprefix("the list ")
+        return f"one value; to try each, write\n    {SWEEP}:\n      {_sweep_key(name)}: {listed}"
     if node.id != "scalar":
         return None
     value, written = _read(node)[0], _short(node.value)
@@ -588,23 +706,29 @@ def _unknown(message: str, word: str, section: str | None) -> UsageError:
     if _SECRET_KEY.search(word):
         return UsageError(message, hint="keys come from the environment or from .env, never from this file")
     if section == SWEEP:
-        known = [key for key, name in sections[SWEEP].items() if key == _key(name)]
+        known = [key for key, name in sections[SWEEP].items() if key == _sweep_key(name)]
+        if several := [name for name in TrainConfig.model_fields if setting(name).sweep and _key(name) == word]:
+            return UsageError(
+                f"{message}: several settings are called so", hint=f"did you mean {' or '.join(several)}?"
+            )
         if any(word in keys for keys in sections.values()) or word in TrainConfig.model_fields:
             return UsageError(
                 f"{message}: it has one value in all runs", hint=f"these can be tried: {', '.join(known)}"
             )
     else:
-        known = [*sections[""], *filter(None, sections)] if section is None else list(sections[section])
+        known = [*sections[""], *filter(None, sections), STAGES] if section is None else list(sections[section])
         meant = next((found for found in TrainConfig.model_fields if plain in (found, _key(found))), None)
         if meant:
             return UsageError(message, hint=_as_key(meant))
-    what = "sections are" if section is None else f"{section} has"
     if close := difflib.get_close_matches(word.lower(), known, n=1):
         return UsageError(message, hint=f"did you mean {close[0]}?")
     anywhere = {label: name for name in TrainConfig.model_fields for label in (name, _key(name))}
     if section != SWEEP and (close := difflib.get_close_matches(plain, anywhere, n=1, cutoff=0.8)):
         return UsageError(message, hint=_as_key(anywhere[close[0]]))
-    return UsageError(message, hint=f"{what} {', '.join(known)}")
+    if section is None:
+        listed = ", ".join(filter(None, sections))
+        return UsageError(message, hint=f"sections are {listed}; {' and '.join(sections[''])} stand in none")
+    return UsageError(message, hint=f"{section} has {', '.join(known)}")
 
 
 def _as_key(name: str) -> str:
@@ -616,3 +740,10 @@ def _as_key(name: str) -> str:
 def _key(name: str) -> str:
     """The key of a field, in its section."""
     return setting(name).key.rpartition(".")[2]
+
+
+@cache
+def _sweep_key(name: str) -> str:
+    """The key of a field that is swept: the one in its section, else its name, where other fields have that key too."""
+    key = _key(name)
+    return key if [*map(_key, TrainConfig.model_fields)].count(key) == 1 else name

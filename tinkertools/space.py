@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinkertools.config import TrainConfig
+from tinkertools.config import MethodName, TrainConfig
 from tinkertools.errors import DiskFullError, FileError, ModelError
 from tinkertools.reporting import Notify
 
@@ -24,6 +24,8 @@ _TENSOR_NAME = 125
 _STATES = 3
 # An entry of the log.
 _LOG_ENTRY = 300
+# The adapters of methods that train several in the same steps.
+_ADAPTERS: dict[MethodName, int] = {"selfplay": 2}
 
 
 @dataclass(frozen=True)
@@ -35,23 +37,28 @@ class Needs:
         checkpoints: how many step checkpoints there are at most at once.
         states: the same of states.
         log: of the training log.
+        adapters: how many are trained in the same steps; the checkpoints are of the run's own only.
     """
 
     adapter: int
     checkpoints: int
     states: int
     log: int
+    adapters: int = 1
 
     @property
     def total(self) -> int:
         """All of it, the final weights too."""
-        return self.adapter * (self.checkpoints + 1 + _STATE * self.states) + self.log
+        return self.adapter * (self.checkpoints + self.adapters * (1 + _STATE * self.states)) + self.log
 
     def __str__(self) -> str:
         parts = [f"{self.checkpoints} checkpoints and " if self.checkpoints else "", "the final weights"]
         parts.append(f" of {in_words(self.adapter)}")
+        if self.adapters > 1:
+            parts.append(f", of {self.adapters} adapters")
         if self.states:
-            parts.append(f", {self.states} states of {in_words(_STATE * self.adapter)} while one is replaced")
+            size = in_words(_STATE * self.adapter * self.adapters)
+            parts.append(f", {self.states} states of {size} while one is replaced")
         return "".join(parts)
 
 
@@ -65,7 +72,8 @@ def needs_of(config: TrainConfig, total_steps: int) -> Needs | None:
     checkpoints = (total_steps - 1) // config.save_every if config.save_every else 0
     if config.keep_last:
         checkpoints = min(checkpoints, config.keep_last)
-    return Needs(adapter, checkpoints, 0 if config.engine == "tinker" else _STATES, _LOG_ENTRY * total_steps)
+    states = 0 if config.engine == "tinker" else _STATES
+    return Needs(adapter, checkpoints, states, _LOG_ENTRY * total_steps, _ADAPTERS.get(config.method, 1))
 
 
 def adapter_size(config: TrainConfig) -> int | None:

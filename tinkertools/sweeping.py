@@ -2,28 +2,28 @@
 
 import dataclasses
 import math
-import os
 import re
 import shutil
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from tinkertools import __version__
-from tinkertools.config import OUTPUT_DIR, ServerSettings, TrainConfig, setting, without_password
+from tinkertools.config import JUDGED_OF, OUTPUT_DIR, MethodName, ServerSettings, TrainConfig, setting
 from tinkertools.engines import Choice
 from tinkertools.errors import Interrupted, RunError, UsageError
 from tinkertools.files import explain_os_errors, write_bytes
-from tinkertools.planning import Ask, Plan, as_started, plan_run
-from tinkertools.processes import Job, Jobs
+from tinkertools.planning import Ask, Plan, as_started, is_empty, plan_run, rank_of_start, when_there
+from tinkertools.presets import without_preset
+from tinkertools.processes import Job, Jobs, LastWords, command_of, environment_of, secret_url
 from tinkertools.reporting import Notify, ProgressMaker, Report
 from tinkertools.resuming import option, remembered, with_options
-from tinkertools.runs.directory import RunDirectory, find_weights, new_run
-from tinkertools.runs.log import TrainingLog, best_of
+from tinkertools.runs.directory import RunDirectory, new_run
+from tinkertools.runs.log import LOSSES, TrainingLog, best_of, in_words, judged_by, more_is_better
 from tinkertools.runs.sweeps import SweepDirectory, find_sweep
 from tinkertools.settings import Given, option_of, write_yaml
 from tinkertools.stopping import StoppedAtOnce
@@ -31,12 +31,14 @@ from tinkertools.tracking import check_trackers
 
 # What is held out where nothing says what to evaluate on: without it no run would be better than another.
 HELD_OUT = 0.1
+# Methods that evaluate on something else than data that are held out.
+_NO_DATA: tuple[MethodName, ...] = ("selfplay",)
+# They decide what a loss is.
+_OTHER_LOSSES = ("beta", "preference_loss", "label_smoothing")
 # They decide which tokens are evaluated on.
 _OTHER_TOKENS = ("renderer", "train_on_what", "max_length", "overlength")
 # Where the runs of a sweep are is known.
 _PLACES = ("log_path", "output_dir", "run_name", "behavior_if_log_dir_exists")
-# How a command begins to say what went wrong.
-_ERROR = "error: "
 # Longer names of directories are cut; a number then tells them apart.
 _LONGEST_NAME = 150
 
@@ -94,8 +96,7 @@ class Sweep:
     @property
     def secret_url(self) -> str | None:
         """The server's address where a password stands in it, which no file may hold."""
-        url = self.plan.choice.base_url
-        return url if url and url != without_password(url) else None
+        return secret_url(self.plan.choice.base_url)
 
     @property
     def goes_on(self) -> str:
@@ -127,21 +128,38 @@ class Outcome:
         return "finished" if self.finished else "failed" if self.error else "unfinished"
 
     @property
-    def nll(self) -> float | None:
-        """Held-out NLL at the end: that of the final weights."""
-        return _number(self.evals[-1]["nll"]) if self.evals else None
+    def judged(self) -> str:
+        """What its evaluations are judged by."""
+        return judged_by(self.evals[-1]) if self.evals else JUDGED_OF[self.run.config.method]
 
     @property
-    def train_nll(self) -> float | None:
-        """Mean NLL of all tokens that were trained, each as the model was before their step."""
-        tokens = sum(entry["trained_tokens"] for entry in self.steps)
-        if not tokens or any(_number(entry["loss"]) is None for entry in self.steps):
+    def value(self) -> float | None:
+        """That at the end: of the final weights."""
+        return _number(self.evals[-1][self.judged]) if self.evals else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """The accuracy at the end, where evaluations have one."""
+        return _number(self.evals[-1].get("accuracy")) if self.evals else None
+
+    @property
+    def train(self) -> float | None:
+        """The mean of the same figure over all steps, each as the model was before it; None where steps have none.
+
+        An NLL is the mean of all tokens that were trained. Steps in which there was nothing to train have no loss.
+        """
+        if self.judged in LOSSES:
+            pairs = [(entry["loss"], entry["trained_tokens"]) for entry in self.steps if entry["trained_tokens"]]
+            if self.judged == "loss":
+                pairs = [(loss, 1) for loss, _ in pairs]
+        else:
+            pairs = [(entry[self.judged], 1) for entry in self.steps if _number(entry.get(self.judged)) is not None]
+        if not pairs or any(_number(value) is None for value, _ in pairs):
             return None
-        nll = math.fsum(entry["loss"] * entry["trained_tokens"] for entry in self.steps)
-        return float(nll / tokens)
+        return float(math.fsum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs))
 
     def to_json(self) -> dict[str, Any]:
-        """Its row in `results.json`."""
+        """Its row in `results.json`; keys are named by what evaluations are judged by, such as `best_nll`."""
         best = best_of([dict(entry) for entry in self.evals])
         return {
             "run": self.run.name,
@@ -149,11 +167,11 @@ class Outcome:
             "state": self.state,
             "error": self.error,
             "steps": len(self.steps),
-            "nll": self.nll,
-            "best_nll": best["nll"] if best else None,
+            self.judged: self.value,
+            f"best_{self.judged}": best[self.judged] if best else None,
             "best_step": best["step"] if best else None,
-            "train_nll": self.train_nll,
-        }
+            f"train_{self.judged}": self.train,
+        } | ({"accuracy": self.accuracy} if self.accuracy is not None else {})
 
 
 def sweep_of(given: Given, resume: str | None, ask: Ask) -> Sweep | None:
@@ -182,8 +200,8 @@ def _new(given: Given, ask: Ask) -> Sweep:
     configs = [_checked(given, values) for values in given.combinations()]
     first = configs[0]
     path, replaces = first.log_path or (first.output_dir / first.run_name if first.run_name else None), False
-    if path is not None and path.exists() and not _is_empty(path):
-        if _when_there(path, first, ask) == "resume":
+    if path is not None and path.exists() and not is_empty(path):
+        if when_there(SweepDirectory(path), first.behavior_if_log_dir_exists, ask) == "resume":
             return _resumed(SweepDirectory(path), given)
         replaces = True
     values = {name: value for name, value in given.values.items() if name not in _PLACES}
@@ -208,18 +226,24 @@ def _evaluated(given: Given) -> tuple[Given, list[str]]:
         raise UsageError(
             "--upload: a sweep has many results", hint="leave it out; afterwards: tt upload --run RUN, with the best"
         )
-    notes = []
+    notes: list[str] = []
+    method: MethodName = given.values.get("method") or "sft"
+    if method in _NO_DATA:
+        return given, notes
+    figures = "NLLs" if JUDGED_OF[method] == "nll" else "evaluations"
     if not given.values.get("eval_data") and not given.values.get("val_fraction"):
         given = Given(given.values | {"val_fraction": HELD_OUT}, given.places, given.grid)
         notes.append(f"no --eval-data: --val-fraction {HELD_OUT} of the data are held out, by which runs are compared")
     if "num_examples" in given.grid and not given.values.get("eval_data"):
         raise UsageError(
-            f"{_shown_grid(given, 'num_examples')}: each run would hold out other conversations, and their NLLs could "
-            "not be compared",
+            f"{_shown_grid(given, 'num_examples')}: each run would hold out other conversations, and their {figures} "
+            "could not be compared",
             hint="name what all are evaluated on: --eval-data FILE",
         )
     if others := [option_of(name) for name in _OTHER_TOKENS if name in given.grid]:
-        notes.append(f"{' and '.join(others)} may change which tokens are evaluated: compare NLLs with care")
+        notes.append(f"{' and '.join(others)} may change which tokens are evaluated: compare {figures} with care")
+    if others := [option_of(name) for name in _OTHER_LOSSES if name in given.grid]:
+        notes.append(f"{' and '.join(others)} may change what the loss is: compare accuracies rather than losses")
     return given, notes
 
 
@@ -235,34 +259,9 @@ def _checked(given: Given, values: Mapping[str, Any]) -> TrainConfig:
         raise UsageError(f"the run of {described(values)}: {error.message}", hint=error.hint) from error
 
 
-def _when_there(path: Path, config: TrainConfig, ask: Ask) -> str:
-    """Whether a directory that is there is to "overwrite" or to "resume".
-
-    Raises:
-        RunError: neither.
-    """
-    if not SweepDirectory(path).exists:
-        raise RunError(f"{path} exists and holds no sweep", hint="choose another place")
-    behavior = config.behavior_if_log_dir_exists
-    decided = ask(path) if behavior == "ask" else behavior
-    if decided in ("overwrite", "resume"):
-        return str(decided)
-    raise RunError(f"{path} exists", hint=f"choose another place, or go on with it: tt train --resume {path}")
-
-
-def _is_empty(path: Path) -> bool:
-    """Whether a directory holds nothing, or only the lock of a process that was killed before it wrote anything."""
-    return path.is_dir() and all(found.name.startswith(".") for found in path.iterdir())
-
-
 def _rank_of_start(given: Given, config: TrainConfig) -> dict[str, int]:
     """The rank of the weights to start from, where nothing says another: each run's file names its rank."""
-    from tinkertools.adapters.peft_files import rank_of
-
-    if config.load_checkpoint_path is None or "rank" in (given.values | given.grid):
-        return {}
-    weights = find_weights(config.load_checkpoint_path, config.output_dir)
-    rank = rank_of(weights.directory) if weights.directory else None
+    rank = None if "rank" in (given.values | given.grid) else rank_of_start(config)
     return {"rank": rank} if rank else {}
 
 
@@ -289,7 +288,7 @@ def _resumed(directory: SweepDirectory, given: Given) -> Sweep:
             raise _refused(_shown_grid(given, name), grid.get(name, getattr(started, name)))
     changed = {
         name: value
-        for name, value in given.values.items()
+        for name, value in without_preset(given.values, given.places).items()
         if name not in (*_PLACES, *given.grid) and (name in grid or getattr(started, name) != value)
     }
     if not changed.get("val_fraction"):  # 0 may stand in the file that the sweep was begun with, too
@@ -371,7 +370,7 @@ def run_sweep(sweep: Sweep, say: Notify, progress: ProgressMaker) -> list[Outcom
             found = ranked([_outcome(sweep, run, errors.get(run.name)) for run in sweep.runs])
             directory.write_results([{"place": place, **one.to_json()} for place, one in enumerate(found, 1)])
             curves = [Curve(str(one.run), [*map(dict, one.steps)], [*map(dict, one.evals)]) for one in found]
-            write_sweep_plots(directory.plots, curves)
+            write_sweep_plots(directory.plots, curves, found[0].judged)
             return found
     except KeyboardInterrupt as stopped:
         by = stopped.by if isinstance(stopped, StoppedAtOnce) else signal.SIGINT
@@ -394,28 +393,13 @@ def _write_files(sweep: Sweep) -> None:
         write_bytes(directory.config(run.name), write_yaml(run.config, {}).encode())
 
 
-def command_of(config: Path) -> list[str]:
-    """What trains a run, or goes on with it.
-
-    Without the working directory among the places of modules, where any file could take a library's name.
-    """
-    return [sys.executable, "-P", "-m", "tinkertools", "train", "--config", str(config)]
-
-
-def _environment(sweep: Sweep) -> dict[str, str]:
-    """The environment of the runs: that of this process, where its package is, and the address that no file holds."""
-    path = [*filter(None, [os.environ.get("PYTHONPATH")]), str(Path(__file__).resolve().parents[1])]
-    found = os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONIOENCODING": sys.stderr.encoding or "utf-8"}
-    return found | ({"TINKER_BASE_URL": sweep.secret_url} if sweep.secret_url else {})
-
-
 def _train(sweep: Sweep, say: Notify, progress: ProgressMaker) -> dict[str, str]:
     """Train what is not finished, each run in a process of its own; why runs failed, by their names.
 
     Raises:
         Interrupted: a signal came, and not all are finished.
     """
-    directory, runs, environment = sweep.directory, sweep.runs, _environment(sweep)
+    directory, runs, environment = sweep.directory, sweep.runs, environment_of(sweep.secret_url)
     todo = [
         Job(run.name, command_of(directory.config(run.name).resolve()), environment, directory.output(run.name))
         for run in runs
@@ -450,7 +434,7 @@ class _Watch:
         self._sweep, self._say, self._report = sweep, say, report
         runs = sweep.runs
         self._runs = {run.name: (f"run {i} of {len(runs)}", run) for i, run in enumerate(runs, 1)}
-        self._last_lines: dict[str, str] = {}
+        self._last_words: dict[str, LastWords] = defaultdict(LastWords)
         self._ended = 0
 
     def began(self, job: Job) -> None:
@@ -460,29 +444,21 @@ class _Watch:
 
     def said(self, job: Job, line: str) -> None:
         """A run said something."""
-        # An error is explained in one line, and a hint follows it.
-        if line.strip() and not self._last_lines.get(job.name, "").startswith(_ERROR):
-            self._last_lines[job.name] = line
+        self._last_words[job.name].heard(line)
         self._say(f"[{job.name}] {line}" if self._sweep.plan.config.jobs > 1 else f"  {line}")
 
     def ended(self, job: Job, code: int) -> None:
         """A run has ended; one that was asked to stop has not failed."""
         place, run = self._runs[job.name]
         if code and not self.jobs.signals:
-            self.errors[job.name] = _why(code, self._last_lines.get(job.name, ""))
+            self.errors[job.name] = self._last_words[job.name].why(code)
             self._say(f"{place} failed: {self.errors[job.name]}")
         elif not code:
-            nll = _outcome(self._sweep, run, None).nll
-            self._say(f"{place} is finished" + (f": held-out NLL {nll:.4f}" if nll is not None else ""))
+            found = _outcome(self._sweep, run, None)
+            figure = f": {_held_out(found.judged)} {found.value:.4f}" if found.value is not None else ""
+            self._say(f"{place} is finished{figure}")
         self._ended += 1
         self._report(self._ended, f"{len(self.errors)} failed" if self.errors else "")
-
-
-def _why(code: int, last_line: str) -> str:
-    """Why a run failed: what it said, or how it ended."""
-    if last_line.startswith(_ERROR):
-        return last_line.removeprefix(_ERROR)
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}: {last_line.strip()}"
 
 
 def _outcome(sweep: Sweep, run: Run, error: str | None) -> Outcome:
@@ -495,18 +471,19 @@ def _outcome(sweep: Sweep, run: Run, error: str | None) -> Outcome:
 
 
 def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The best first: finished ones by the NLL of their final weights, then the others; those without one last."""
+    """The best first: finished ones by what their final weights are judged by, then the others; those without last."""
 
     def key(one: Outcome) -> tuple[bool, bool, float]:
-        return not one.finished, one.nll is None, one.nll or 0.0
+        sign = -1 if more_is_better(one.judged) else 1
+        return not one.finished, one.value is None, sign * (one.value or 0.0)
 
     return sorted(outcomes, key=key)
 
 
 def best_run(sweep: Sweep, outcomes: Sequence[Outcome]) -> RunDirectory | None:
-    """The directory of the best run; None where none is finished with an NLL."""
+    """The directory of the best run; None where none is finished and evaluated."""
     first = outcomes[0]
-    return sweep.directory.run(first.run.name) if first.finished and first.nll is not None else None
+    return sweep.directory.run(first.run.name) if first.finished and first.value is not None else None
 
 
 def runs_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
@@ -515,20 +492,30 @@ def runs_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     return ["", *(name.replace("_", " ") for name in sweep.grid), "directory"], rows
 
 
+def _held_out(judged: str) -> str:
+    """What evaluations are judged by, in words."""
+    return in_words(judged) if judged == "win_rate" else f"held-out {in_words(judged)}"
+
+
 def results_table(sweep: Sweep, outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows: what became of the runs, the best first."""
+    judged = outcomes[0].judged
+    accuracy = any(one.accuracy is not None for one in outcomes)
     rows = []
     for place, one in enumerate(outcomes, 1):
-        row = one.to_json()
-        best = f"{row['best_nll']:.4f} @ {row['best_step']}" if row["best_nll"] is not None else "–"
+        best = best_of([dict(entry) for entry in one.evals])
+        shown = f"{best[one.judged]:.4f} @ {best['step']}" if best else "–"
         state = f"failed: {one.error}" if one.error else one.state
-        nlls = ["–" if value is None else f"{value:.4f}" for value in (one.nll, one.train_nll)]
-        rows.append(
-            [str(place), *map(_text, one.run.values.values()), nlls[0], best, nlls[1], f"{row['steps']:,}", state]
-        )
+        figures = [_shown(one.value), *([_shown(one.accuracy)] if accuracy else []), shown, _shown(one.train)]
+        rows.append([str(place), *map(_text, one.run.values.values()), *figures, f"{len(one.steps):,}", state])
     # On several lines, so that eight columns fit into a terminal of 80 characters.
     swept = [name.replace("_", "\n") for name in sweep.grid]
-    return ["", *swept, "held-out\nNLL", "best\n@ step", "train\nNLL", "steps", "state"], rows
+    figures = [_held_out(judged).replace(" ", "\n"), *(["accuracy"] if accuracy else [])]
+    return ["", *swept, *figures, "best\n@ step", f"train\n{in_words(judged)}", "steps", "state"], rows
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def refuse_failed(sweep: Sweep, outcomes: Sequence[Outcome]) -> None:

@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tinkertools import __version__, console
-from tinkertools.config import CONFIG_VERSION, OUTPUT_DIR, AnswerDefaults, MethodName, ServerSettings, TrainConfig
+from tinkertools.config import (
+    CONFIG_VERSION,
+    FOLLOWED_BY,
+    JUDGED_OF,
+    OUTPUT_DIR,
+    AnswerDefaults,
+    MethodName,
+    ServerSettings,
+    TrainConfig,
+)
 from tinkertools.engines import open_service
 from tinkertools.errors import EngineError, FileError, Interrupted, TinkertoolsError, UsageError
 from tinkertools.files import AGAIN
 from tinkertools.options import with_settings
 from tinkertools.planning import Plan, limits_of_model, plan_resumed, plan_run, resolve, start_of
+from tinkertools.presets import with_preset
 from tinkertools.resuming import changes, option, refuse_changed, refuse_shorter, remembered, unchecked
 from tinkertools.settings import Given, from_options, json_schema, read_file, write_yaml
 from tinkertools.stopping import StoppedAtOnce, stop_on_interrupt, terminated_as_interrupted
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
     from tinkertools.runs.log import TrainingLog
     from tinkertools.runs.states import State
     from tinkertools.space import Needs
+    from tinkertools.staging.plans import Stages
     from tinkertools.sweeping import Sweep
 
 # What a step is made of.
@@ -49,8 +60,8 @@ def command(
     resume: Annotated[
         str | None,
         typer.Option(
-            help="Go on with a run or a sweep (its path, or latest) with the options it was started with. Beside it "
-            "may change: --max-steps and --epochs, to more; what is saved, fetched, tracked and waited for.",
+            help="Go on with a run, a sweep or stages (the path, or latest) with the options it was started with. "
+            "Beside it may change: --max-steps and --epochs, to more; what is saved, fetched, tracked and waited for.",
             metavar="RUN",
         ),
     ] = None,
@@ -68,8 +79,10 @@ def command(
 ) -> None:
     """Train a LoRA adapter on conversations. Without options: the starter model on the sample conversations.
 
-    Where ,… stands, several values make a sweep: a run of each combination.
+    Where ,… stands, several values make a sweep: a run of each combination. A file may have stages: runs that follow
+    one another.
     """
+    from tinkertools.staging.plans import stages_of
     from tinkertools.sweeping import sweep_of
 
     if print_schema:
@@ -78,9 +91,16 @@ def command(
     given = from_options(options)
     if config is not None:
         given = read_file(config).under(given)
+    if resume is None and not given.stages:
+        given, words = with_preset(given)
+        if words:
+            console.say(words)
     plan: Plan | None = None
     try:
         with terminated_as_interrupted():
+            if (stages := stages_of(given, resume, ask_what_to_do)) is not None:
+                train_stages(stages, dry_run=dry_run, print_config=print_config)
+                return
             if (sweep := sweep_of(given, resume, ask_what_to_do)) is not None:
                 train_all(sweep, dry_run=dry_run, print_config=print_config)
                 return
@@ -125,6 +145,28 @@ def train_all(sweep: "Sweep", *, dry_run: bool, print_config: bool) -> None:
         console.say(f"next            tt compare {best.path} --compare-base")
     console.data(str(sweep.directory.path))
     refuse_failed(sweep, outcomes)
+
+
+def train_stages(stages: "Stages", *, dry_run: bool, print_config: bool) -> None:
+    """Train runs that follow one another, or show what they would be."""
+    from tinkertools.staging.running import config_of_stages, described, run_stages, shown_plan, stages_table
+
+    for note in stages.notes:
+        console.say(note)
+    if print_config:
+        console.data(config_of_stages(stages, console.say).rstrip())
+        return
+    if dry_run:
+        for stage in stages.stages:
+            console.say(described(stages, stage))
+            if plan := shown_plan(stages, stage, ask_what_to_do):
+                show_plan(plan)
+        return
+    run_stages(stages, console.say)
+    console.table(*stages_table(stages))
+    if stages.result is not None:
+        console.say(f"next            tt compare {stages.result.path} --compare-base")
+    console.data(str(stages.directory.path))
 
 
 def ask_what_to_do(path: Path) -> Literal["overwrite", "resume"] | None:
@@ -277,9 +319,9 @@ def train(plan: Plan) -> None:
                 by=stop.by or signal.SIGINT,
             )
         # Before the final weights, whose presence says that nothing is missing.
-        write_plots(run.plots, log.steps, log.evals)
+        write_plots(run.plots, log.steps, log.evals, config.method)
         loop.finish(ended.step)
-    show_summary(run, log, total_steps)
+    show_summary(run, log, total_steps, config.method)
     if config.engine == "tinker":
         console.show_server_paths(run.server_paths(), downloaded=config.download)
 
@@ -302,12 +344,13 @@ def material_of_run(plan: Plan, service: "Service | None", *, first: bool = True
     config = plan.config
     console.say(f"base model: {config.base_model} ({plan.choice.reason})")
     material = read_material(config, console.voice())
+    limits = limits_of_model(config, service)
     metadata = run_metadata(plan, material, first=first)
     if plan.metadata is not None:
         refuse_changed(plan.metadata, metadata, config, plan.run.path)
         if note := unchecked(plan.metadata):
             console.warn(note)
-    material.make_ready(limits_of_model(config, service), strict=service is not None)
+    material.make_ready(limits, strict=service is not None)
     return material, metadata
 
 
@@ -528,34 +571,46 @@ def write_down_changes(
         plan.run.write_config(kept)
 
 
-def show_summary(run: "RunDirectory", log: "TrainingLog", total_steps: int) -> None:
+def show_curve(steps: "Sequence[dict[str, Any]]", evals: "Sequence[dict[str, Any]]", method: MethodName) -> None:
+    """The chart of a run: what its evaluations are judged by, and so its loss, or its rewards and the like."""
+    from tinkertools.runs.log import LOSSES, in_words, judged_by
+    from tinkertools.runs.plots import smooth
+
+    key = "loss" if JUDGED_OF[method] in LOSSES else JUDGED_OF[method]
+    x, values, window = smooth(steps, key, method)
+    # Evaluations stand in the picture where they are of its kind.
+    kinds = LOSSES if key == "loss" else (key,)
+    marks = [(entry["step"], entry[judged_by(entry)]) for entry in evals if judged_by(entry) in kinds]
+    console.chart(
+        in_words(key) + f", mean of {window} steps" * (window > 1) + " (● evaluation)" * bool(marks),
+        list(zip(x, values, strict=True)),
+        marks=marks,
+    )
+
+
+def show_summary(run: "RunDirectory", log: "TrainingLog", total_steps: int, method: MethodName) -> None:
     """Where the run is, what it did, and what to type next."""
     from tinkertools.estimates import peak_memory
-    from tinkertools.runs.log import best_of, figures_shown, judged_by
-    from tinkertools.runs.plots import smooth_loss
+    from tinkertools.runs.log import best_of, figures_shown, in_words, judged_by
 
     steps, evals = log.steps, log.evals
-    x, losses, window = smooth_loss(steps)
     seconds = sum(entry["seconds"] for entry in steps)
     tokens = sum(entry["tokens"] for entry in steps)
     trained = sum(entry["trained_tokens"] for entry in steps)
     console.say()
-    # Evaluations stand in the picture of the loss where they are of its kind.
-    marks = [(entry["step"], entry[judged_by(entry)]) for entry in evals if judged_by(entry) in ("nll", "loss")]
-    console.chart(
-        "loss" + f", mean of {window} steps" * (window > 1) + " (● evaluation)" * bool(marks),
-        list(zip(x, losses, strict=True)),
-        marks=marks,
-    )
+    show_curve(steps, evals, method)
     console.say(f"run             {run.path}")
     if len(steps) < total_steps:
         console.say(f"stopped early   after step {len(steps)} of {total_steps}: nothing had improved")
-    console.say(f"loss            {steps[0]['loss']:.4f} at the start, {steps[-1]['loss']:.4f} at the end")
+    for name in ("loss", FOLLOWED_BY.get(method)):
+        known = [entry[name] for entry in steps if entry.get(name) is not None] if name else []
+        if name and known:
+            console.say(f"{in_words(name):<15} {known[0]:.4f} at the start, {known[-1]:.4f} at the end")
     if best := best_of(evals):
         kept = next((f", kept as {path}" for step, path in run.checkpoints() if step == best["step"]), "")
         console.say(
-            f"held out        {figures_shown(evals[-1])} at the end; best {best[judged_by(best)]:.4f} after step "
-            f"{best['step']}{kept if best is not evals[-1] else ''}"
+            f"{'evaluation' if method == 'selfplay' else 'held out':<15} {figures_shown(evals[-1])} at the end; best "
+            f"{best[judged_by(best)]:.4f} after step {best['step']}{kept if best is not evals[-1] else ''}"
         )
     console.say(f"trained tokens  {trained:,} of {tokens:,} in {len(steps):,} steps, {console.seconds(seconds)}")
     console.say(f"speed           {tokens / seconds:,.0f} tokens/s")

@@ -4,21 +4,23 @@ import asyncio
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
+from judge_fixtures import Serve
 from judge_server import KEY, Asked, Judge, JudgeServer, Raw, no_progress, prefers
 from standin import Checkpoint, Model, StandIn
 
+from tinkertools.asking.asker import Pace
+from tinkertools.asking.costs import TokenPrice, parse_price
+from tinkertools.asking.endpoints import MAX_TOKENS_OF_ENGINES, AskedModel, Failed, open_endpoint, parse_model
 from tinkertools.errors import EngineError, FileError, UsageError
-from tinkertools.judging import Judged, JudgeModel, JudgePrice, Pair, count, judge, parse_judge, parse_price
-from tinkertools.judging.asking import Pace
-from tinkertools.judging.endpoints import Failed, open_endpoint
+from tinkertools.judging import Judged, Pair, count, judge
 from tinkertools.judging.verdicts import question
+
+pytestmark = pytest.mark.usefixtures("services")
 
 BUSY = Raw(429, b'{"error": {"message": "slow down", "type": "rate_limit"}}', {"Retry-After": "7"})
 BROKEN = Raw(500, b'{"error": {"message": "oh no"}}')
@@ -34,48 +36,8 @@ def pairs(number: int) -> list[Pair]:
     return made
 
 
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "HTTP_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-
-
-@pytest.fixture
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that the clients make, none of which takes any time."""
-    found: list[float] = []
-    nap = anyio.sleep
-
-    async def sleep(seconds: float) -> None:
-        found.append(seconds)
-        await nap(0)
-
-    monkeypatch.setattr(anyio, "sleep", sleep)
-    return found
-
-
-Serve = Callable[..., JudgeServer]
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch, slept: list[float]) -> Iterator[Serve]:
-    """Start a server on which both providers are."""
-    started: list[JudgeServer] = []
-
-    def start(judge: Judge) -> JudgeServer:
-        server = JudgeServer(judge)
-        server.__enter__()
-        started.append(server)
-        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
-        return server
-
-    yield start
-    for server in started:
-        server.__exit__(None, None, None)
+def parse_judge(name: str, base_url: str | None = None) -> AskedModel:
+    return parse_model("--judge", name, base_url)
 
 
 def ask(kept: Path, found: list[Pair], name: str = "openai:gpt-x", **changes: Any) -> Judged:
@@ -99,7 +61,7 @@ def test_both_orders_are_asked_with_the_key_in_a_header_alone(tmp_path: Path, se
         [{"role": "system", "content": "be kind"}, {"role": "user", "content": "wie heißt du? 🦊"}], "ein Fuchs",
         "good: Füchsin", "",
     )  # fmt: skip
-    judged = ask(tmp_path, [pair], name, notes=notes, price=JudgePrice(2, 10))
+    judged = ask(tmp_path, [pair], name, notes=notes, price=TokenPrice(2, 10))
 
     assert outcomes(judged) == ["win"]
     assert [order.verdict for order in judged.verdicts[0].orders] == ["first", "second"]
@@ -117,7 +79,7 @@ def test_both_orders_are_asked_with_the_key_in_a_header_alone(tmp_path: Path, se
         assert [key for key, value in asked.headers.items() if KEY in value] in (["authorization"], ["x-api-key"])
         assert KEY not in json.dumps(asked.body) + asked.path
     assert (judged.tally.asked, judged.tally.tokens_in, judged.tally.tokens_out) == (2, 200, 20)
-    assert judged.words(JudgePrice(2, 10)) == "2 questions asked; 0 answers taken from the file; " + (
+    assert judged.words(TokenPrice(2, 10)) == "2 questions asked; 0 answers taken from the file; " + (
         "200 tokens in, 20 out; $0.0006"
     )
     assert notes[0].startswith(f"judge {name}: 1 pairs, 2 questions, of which 2 are to be asked, about ")
@@ -523,7 +485,11 @@ def test_a_judge_is_known_by_its_name(name: str, provider: str, model: str, monk
 
 
 def test_who_cannot_be_asked_is_told_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, starter: str) -> None:
-    assert parse_judge(starter) == parse_judge(f"local:{starter}") == JudgeModel("local", starter)
+    assert (
+        parse_judge(starter)
+        == parse_judge(f"local:{starter}")
+        == AskedModel("local", starter, option="--judge", max_tokens=MAX_TOKENS_OF_ENGINES)
+    )
     monkeypatch.setenv("OPENAI_BASE_URL", "http://me:hunter22@localhost:1/v1")
     assert parse_judge("openai:x").address == "http://localhost:1/v1"
     monkeypatch.delenv("OPENAI_API_KEY")
@@ -552,22 +518,27 @@ def test_who_cannot_be_asked_is_told_before(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_bounds_and_prices() -> None:
-    assert parse_price("2.5,10").of(2_000_000, 100_000) == 6.0
+    assert parse_price("--judge-price", "2.5,10").of(2_000_000, 100_000) == 6.0
     for text in ("2", "a,b", "-1,2", "1,inf", "nan,1", "1,2,3"):
-        with pytest.raises(UsageError, match="is no price"):
-            parse_price(text)
+        with pytest.raises(UsageError, match=r"^--judge-price .* is no price"):
+            parse_price("--judge-price", text)
     with pytest.raises(UsageError, match="--judge-rate is 0"):
         ask(Path(), pairs(1), per_minute=0)
 
 
-def test_a_model_of_our_own_engine_judges(tmp_path: Path, starter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_our_own_engine_judges(tmp_path: Path, starter: str) -> None:
     """The starter model knows nothing of judging: what it says is no verdict, and is counted so."""
-    monkeypatch.setattr("tinkertools.judging.endpoints.MAX_TOKENS_OF_ENGINES", 16)
-    judged = ask(tmp_path, pairs(1), f"local:{starter}")
+    model = parse_model("--judge", f"local:{starter}", engine_tokens=16)
+
+    def ask_it() -> Judged:
+        kept = tmp_path / "kept.jsonl"
+        return judge(pairs(1), model, kept, progress=no_progress, notify=print, timeout=60.0)
+
+    judged = ask_it()
     assert count(judged.verdicts)["undecided"] == 1
     tally = judged.tally
     assert (tally.asked + tally.failed >= 2, tally.unmetered) == (True, 0)
-    again = ask(tmp_path, pairs(1), f"local:{starter}")
+    again = ask_it()
     assert (again.tally.asked, again.tally.kept, again.verdicts) == (0, tally.asked, judged.verdicts)
 
 

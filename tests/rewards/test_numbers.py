@@ -24,7 +24,8 @@ from tinkertools.rewards import Rewarded, Sample, open_reward, parse_reward
         ("#### 2 1/2 cups", "5/2"), ("#### 0.50", "1/2"), ("#### 1e3", "1000"), ("5 #### 6", "6"),
         (r"so \boxed{\frac{3}{4}}", "3/4"), (r"\boxed{x = -\dfrac{1}{2}}", "-1/2"), (r"\boxed{50\%}", "50"),
         (r"\boxed{1{,}000\text{ apples}}", "1000"), (r"\boxed{\$18.00}", "18"), (r"\boxed{12} or \boxed{13", "12"),
-        (r"\boxed{1} and \boxed{2}, not 3", "2"), (r"\boxed{1.5 \times 10^{3}}", "1500"), (r"\boxed{\text{is } 3}", "3"),
+        (r"\boxed{1} and \boxed{2}, not 3", "2"), (r"\boxed{1.5 \times 10^{3}}", "1500"),
+        (r"\boxed{\text{is } 3}", "3"),
         ("the answer is 18.", "18"), ("it is -3", "-3"), ("10 - 3", "3"), ("10-3", "3"), ("in all - 3", "3"),
         ("costs $3", "3"), ("1,234,567 people", "1234567"), ("x1 and y2 make 7", "7"), ("1\u202f000", "1000"),
         ("3.14.", "157/50"), ("about 1/3", "1/3"), ("(-3)", "-3"), ("3, 4", "4"), ("1.5e3", "1500"),
@@ -69,8 +70,8 @@ def test_any_text_is_read_or_not(text: str) -> None:
 @pytest.mark.parametrize("text", ["\\boxed{", "1,234", "1 ", "- ", "{", "1", "\\text{", "\\frac{1}{", "is ", "=:"])
 def test_a_long_text_of_one_pattern_is_read(text: str) -> None:
     # With a pattern that backtracks, or a search that begins anew each time, this would take hours.
-    final_number(text * 200_000)
-    final_number("#### " + text * 200_000)
+    final_number(text * 50_000)
+    final_number("#### " + text * 50_000)
 
 
 def test_all_answers_of_gsm8k_are_read(shared_data: Path) -> None:

@@ -1,9 +1,8 @@
 """The sandbox against programs that try to do harm, or to pass tests without solving anything."""
 
+import ast
 import os
 import platform
-import resource
-import struct
 import subprocess
 import sys
 import tempfile
@@ -139,11 +138,11 @@ def _nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    descriptors = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    descriptors = psutil.Process().num_fds()
     yield
     assert psutil.Process().children(recursive=True) == []
     assert list(folder.iterdir()) == []
-    assert not descriptors or len(os.listdir("/proc/self/fd")) == descriptors
+    assert psutil.Process().num_fds() == descriptors
 
 
 def run(program: str, *tests: str, seconds: float = 8.0, **limits: int) -> list[tuple[bool, str | None]]:
@@ -164,7 +163,7 @@ def test_an_attack_is_a_failed_test_and_the_next_one_runs(
     body, said = ATTACKS[name]
     program = f"def f(x):\n    {body}\ndef g(x):\n    return x\n".replace("OUTSIDE", str(outside)).replace("PORT", "9")
     slow = said in ("no end after", "too many files")
-    results = run(program, "assert f(1) == 2", "assert g(3) == 3", seconds=3 if slow else 30)
+    results = run(program, "assert f(1) == 2", "assert g(3) == 3", seconds=9 if slow else 60)
     assert not results[0][0] and results[0][1] is not None and said in results[0][1], results
     assert results[1] == (True, None)
     after = (outside / "file").stat()
@@ -199,7 +198,9 @@ def test_an_object_that_equals_everything_equals_no_literal(value: str) -> None:
 @needs_kernel
 def test_the_environment_is_empty() -> None:
     names = "sorted(__import__('os').environ)"
-    assert run(f"def f(): return {names}", "assert f() == ['HOME','LC_CTYPE','MALLOC_ARENA_MAX','PYTHONHASHSEED','TMPDIR']") == [(True, None)]
+    assert run(
+        f"def f(): return {names}", "assert f() == ['HOME','LC_CTYPE','MALLOC_ARENA_MAX','PYTHONHASHSEED','TMPDIR']"
+    ) == [(True, None)]
 
 
 @needs_kernel
@@ -208,6 +209,9 @@ def test_the_environment_is_empty() -> None:
     [
         (GOOD, "assert f(1) == 2"),
         (GOOD, "assert f(1) > 1 and f(1) < 3, 'words'"),
+        (GOOD, "assert (f(1)\n    + 1) == 3"),
+        (GOOD, "assert (x := f(1)) == 2, 'words'  # and more"),
+        (GOOD, f"assert f(0){' + 1' * 800} == 801"),
         (GOOD, "def check(g):\n    assert g(1) == 2\n\ncheck(f)"),
         ("import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: int\ndef f(): return A(1)", "assert f().x == 1"),
         ("def f(): return {'a': [1, (2.5, None)], 'b': {1, 2}}", "assert f() == {'b': {2, 1}, 'a': [1, (2.5, None)]}"),
@@ -216,20 +220,28 @@ def test_the_environment_is_empty() -> None:
         ("def f(): return set()", "assert f() == set()"),
         ("def f(): return float('inf')", "assert f() == 1e999"),
         ("def f(): return b'x', True, -0.5, 'ü', ''", "assert f() == (b'x', True, -0.5, 'ü', '')"),
+        ("from fractions import *\ndef f(): return [Fraction(4, 2), Fraction(1, 2)]", "assert f() == [2, 0.5]"),
+        ("from decimal import *\ndef f(): return Decimal('2.50')", "assert f() == 2.5"),
         ("def f(): return {'k': 1}.keys()", "assert f() == {'k'}"),
-        ("import asyncio\nasync def g(): await asyncio.sleep(0); return 3\ndef f(): return asyncio.run(g())", "assert f() == 3"),
+        (
+            "import asyncio\nasync def g(): await asyncio.sleep(0); return 3\ndef f(): return asyncio.run(g())",
+            "assert f() == 3",
+        ),
         (
             "from concurrent.futures import ThreadPoolExecutor\n"
             "def f():\n    with ThreadPoolExecutor(4) as p: return list(p.map(abs, [-1, 2]))",
             "assert f() == [1, 2]",
         ),
         (
-            "import bisect, collections, datetime, decimal, functools, hashlib, heapq, itertools, json, math, random, re, "
-            "statistics, string, typing, zoneinfo\ndef f(): return math.gcd(4, 6)",
+            "import bisect, collections, datetime, decimal, functools, hashlib, heapq, itertools, json, math, random\n"
+            "import re, statistics, string, typing, zoneinfo\ndef f(): return math.gcd(4, 6)",
             "assert f() == 2",
         ),
         ("def f():\n    with open('own', 'w+') as o: o.write('a'); o.seek(0); return o.read()", "assert f() == 'a'"),
-        ("import tempfile\ndef f():\n    with tempfile.TemporaryFile('w+') as o: return o.write('abc')", "assert f() == 3"),
+        (
+            "import tempfile\ndef f():\n    with tempfile.TemporaryFile('w+') as o: return o.write('abc')",
+            "assert f() == 3",
+        ),
         ("x = input if False else None\nif __name__ == '__main__':\n    input()\ndef f(): return 1", "assert f() == 1"),
     ],
 )  # fmt: skip
@@ -262,7 +274,9 @@ def test_sets_have_the_same_order_in_every_run() -> None:
 @needs_kernel
 def test_programs_side_by_side_and_stopped() -> None:
     found: list[object] = []
-    threads = [threading.Thread(target=lambda: found.append(run(GOOD, "assert f(1) == 2", seconds=60))) for _ in range(6)]
+    threads = [
+        threading.Thread(target=lambda: found.append(run(GOOD, "assert f(1) == 2", seconds=60))) for _ in range(6)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -311,81 +325,10 @@ def test_a_system_without_the_means_is_refused(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(("system", "machine", "said"), [
     ("darwin", "arm64", "which are Linux's"), ("linux", "riscv64", "a seccomp filter for riscv64"),
 ])  # fmt: skip
-def test_what_is_missing_is_named(
-    monkeypatch: pytest.MonkeyPatch, system: str, machine: str, said: str
-) -> None:
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, system: str, machine: str, said: str) -> None:
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     assert said in policy.missing.__wrapped__()[0]
-
-
-ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x50001, 0x50026
-AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-
-
-def decide(machine: str, number: int, *arguments: int, audit: int | None = None) -> int:
-    """What the filter says of a call: an interpreter of the few instructions that it has."""
-    words = [*arguments, *[0] * (6 - len(arguments))]
-    data = struct.pack("<IIQ6Q", number, audit or AUDIT[machine], 0, *words)
-    code = list(struct.iter_unpack("=HBBI", policy.seccomp_filter(machine)))
-    at, value = 0, 0
-    while True:
-        operation, true, false, k = code[at]
-        at += 1
-        if operation == 0x20:
-            (value,) = struct.unpack_from("<I", data, k)
-        elif operation == 0x54:
-            value &= k
-        elif operation == 0x15:
-            at += true if value == k else false
-        elif operation == 0x35:
-            at += true if value >= k else false
-        else:
-            assert operation == 0x06
-            return int(k)
-
-
-NULL, POINTER, HIGH = 0, 0x7FFF00001000, 0x7FFF << 32
-
-
-@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-@pytest.mark.parametrize(
-    ("numbers", "arguments", "decision"),
-    [
-        ((0, 63), (), ALLOW),  # read
-        ((231, 94), (0,), ALLOW),  # exit_group
-        ((59, 221), (), EPERM),  # execve
-        ((62, 129), (1, 9), EPERM),  # kill
-        ((41, 198), (2, 1, 0), EPERM),  # socket
-        ((42, 203), (), EPERM),  # connect
-        ((101, 117), (16,), EPERM),  # ptrace
-        ((425, 425), (), EPERM),  # io_uring_setup
-        ((435, 435), (), ENOSYS),  # clone3
-        ((56, 220), (17,), EPERM),  # clone with SIGCHLD: a process
-        ((56, 220), (0x3D0F00,), ALLOW),  # as threads are made
-        ((257, 56), (0, POINTER, 0o1000), EPERM),  # openat: O_RDONLY | O_TRUNC
-        ((257, 56), (0, POINTER, 0o1101), ALLOW),  # O_WRONLY | O_CREAT | O_TRUNC
-        ((257, 56), (0, POINTER, 0), ALLOW),
-        ((72, 25), (3, 8, 1), EPERM),  # fcntl: F_SETOWN
-        ((72, 25), (3, 4, 0), ALLOW),  # F_SETFL
-        ((16, 29), (0, 0x5412), EPERM),  # ioctl: TIOCSTI
-        ((16, 29), (0, 0x5401), ALLOW),  # TCGETS
-        ((302, 261), (0, 9, NULL, POINTER), ALLOW),  # prlimit64 that reads
-        ((302, 261), (0, 9, POINTER, NULL), EPERM),
-        ((302, 261), (0, 9, HIGH, NULL), EPERM),
-        ((302, 261), (1, 9, NULL, POINTER), EPERM),
-        ((53, 199), (1, 0x80801, 0), ALLOW),  # socketpair: AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK
-        ((53, 199), (1, 2, 0), EPERM),
-        ((44, 206), (3, POINTER, 1, 0, NULL), ALLOW),  # send
-        ((44, 206), (3, POINTER, 1, 0, POINTER), EPERM),  # sendto
-    ],
-)
-def test_the_filter_decides(machine: str, numbers: tuple[int, int], arguments: tuple[int, ...], decision: int) -> None:
-    number = numbers[0] if machine == "x86_64" else numbers[1]
-    assert decide(machine, number, *arguments) == decision
-    other = {"x86_64": "aarch64", "aarch64": "x86_64"}[machine]
-    assert decide(machine, number, *arguments, audit=AUDIT[other]) == KILL
-    assert decide(machine, number | 0x40000000, *arguments) == KILL
 
 
 PLAIN = st.recursive(
@@ -398,6 +341,4 @@ PLAIN = st.recursive(
 
 @given(PLAIN)
 def test_plain_values_arrive_as_they_are(value: object) -> None:
-    import ast
-
     assert ast.literal_eval(child._plain(value)) == value

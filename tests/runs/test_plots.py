@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinkertools.config import MethodName
 from tinkertools.runs.plots import (
     Curve,
     Floats,
@@ -268,3 +269,63 @@ def test_24_runs_can_be_told_apart(tmp_path: Path) -> None:
         # Dashes are written in widths of their line, and the first line is wider.
         looks.add((style["stroke"], style.get("stroke-dasharray", "")))
     assert len(looks) == 24
+
+
+METHODS: list[tuple[MethodName, str, str]] = [
+    ("rl", "reward", "reward"), ("selfplay", "win_rate", "win_rate"), ("dpo", "loss", "accuracy"),
+    ("reward", "loss", "accuracy"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "judged", "own"), METHODS)
+def test_pictures_are_of_what_a_method_is_judged_by(tmp_path: Path, method: MethodName, judged: str, own: str) -> None:
+    """The second step had nothing to train, and no figure of its own."""
+    steps = steps_of([0.5, 0.0, 0.25, 0.1], [10, 0, 20, 20])
+    values = [0.2, None, 0.4, 0.8]
+    steps = [entry | {own: value} for entry, value in zip(steps, values, strict=True)]
+    evals = [{"step": step, judged: value, own: value} for step, value in [(0, 0.3), (2, 0.9), (4, 0.6)]]
+    write_plots(tmp_path / "plots", steps, evals, method)
+    folder = tmp_path / "plots"
+    expected = [f"eval_{judged}.svg", "learning_rate.svg", "loss.svg", "tokens_per_second.svg", f"{own}.svg"]
+    assert names(folder) == sorted(expected)
+    best = [0, 0.3] if judged == "loss" else [2, 0.9]
+    points = np.array([[0, 0.3], [2, 0.9], [4, 0.6], best])
+    picture = folder / f"eval_{judged}.svg"
+    assert_affine(np.concatenate([line(picture, f"eval_{judged}"), line(picture, "eval_best")]), points)
+    assert f"best evaluation: {best[1]:.4f} at step {best[0]}" in comments(picture)
+    assert f"evaluation {judged.replace('_', ' ')}" in comments(picture)
+    combined = folder / f"{own}.svg"
+    drawn = [line(combined, gid) for gid in (own, f"eval_{own}", "eval_best")]
+    assert_affine(np.concatenate(drawn), np.array([[1, 0.2], [3, 0.4], [4, 0.8], *points.tolist()]))
+    losses = [[1, 0.5], [3, 0.25], [4, 0.1]]
+    assert ("eval_best" in (folder / "loss.svg").read_text()) == (judged == "loss")
+    assert len(line(folder / "loss.svg", "loss")) == len(losses)
+    assert "without a finite loss: 1 of 4 steps" in comments(folder / "loss.svg")
+    assert f"{method} loss" in comments(folder / "loss.svg")
+
+
+def test_steps_without_anything_to_train_break_no_mean(tmp_path: Path) -> None:
+    steps = steps_of([0.0] * 60 + [0.5] * 60, [0] * 60 + [10] * 60)
+    methods: tuple[MethodName, ...] = ("sft", "rl")
+    for method in methods:
+        _, means, window = smooth_loss(steps, method)
+        assert window == 13
+        assert np.isnan(means[:54]).all()
+        np.testing.assert_allclose(means[54:], 0.5)
+        write_plots(tmp_path / "plots", steps, (), method)
+    write_plots(tmp_path / "plots", steps_of([0.0, 0.0], [0, 0]))
+
+
+def test_a_sweep_is_drawn_by_what_it_is_judged_by(tmp_path: Path) -> None:
+    """A step whose answers had no reward does not count, and no run is cut off for being much better."""
+    steps = [entry | {"reward": value} for entry, value in zip(steps_of([0.0] * 3), [0.5, None, 1.0], strict=True)]
+    evals = [{"step": 0, "reward": 0.1}, {"step": 3, "reward": 0.9}]
+    low = [{"step": step, "reward": 0.1 + step / 1000} for step in (0, 3)]
+    write_sweep_plots(tmp_path / "p", [Curve("a", steps, evals), Curve("b", [], low), Curve("c", [], low)], "reward")
+    assert names(tmp_path / "p") == ["test_reward.svg", "train_reward.svg"]
+    drawn = [line(tmp_path / "p" / "test_reward.svg", f"run_{i}") for i in range(2)]
+    assert_affine(np.concatenate(drawn), np.array([[0, 0.1], [3, 0.9], [0, 0.1], [3, 0.103]]))
+    assert "leaves the picture" not in comments(tmp_path / "p" / "test_reward.svg")
+    assert_affine(line(tmp_path / "p" / "train_reward.svg", "run_0"), np.array([[1, 0.5], [2, 0.5], [3, 0.75]]))
+    write_sweep_plots(tmp_path / "p", [Curve("a", steps_of([0.5]), [{"step": 1, "win_rate": 0.5}])], "win_rate")
+    assert names(tmp_path / "p") == ["test_win_rate.svg"]

@@ -1,19 +1,37 @@
 """The model card: what a repository says of the model in it, without a word of the machine it was made on."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinkertools.adapters.export import Served, vllm_command, vllm_problem
+from tinkertools.config import FOLLOWED_BY, TrainConfig, setting
 
-# Of the run's configuration, what a reader wants to know, with its name for people.
+# What the methods are called in the field.
+_METHODS: dict[str, str] = {
+    "sft": "supervised fine-tuning", "dpo": "direct preference optimization", "reward": "a reward model of preferences",
+    "rl": "reinforcement learning", "distill": "distillation", "selfplay": "self-play",
+}  # fmt: skip
+# What a step is made of.
+_UNITS: dict[str, str] = {
+    "sft": "conversations", "dpo": "pairs", "reward": "pairs", "rl": "prompts", "distill": "prompts",
+    "selfplay": "games",
+}  # fmt: skip
+# What data are made of, as `config.json` counts them.
+_COUNTED = ("conversations", "preferences", "prompts")
+# Of the run's configuration, what a reader wants to know, with its name for people; and the method's own settings.
 _SETTINGS = {
     "rank": "LoRA rank", "learning_rate": "peak learning rate", "lr_schedule": "schedule",
     "warmup_steps": "warm-up steps",
-    "batch": "conversations a step", "epochs": "epochs", "max_length": "longest example (0: the model's limit)",
+    "batch": "", "epochs": "epochs", "max_length": "longest example (0: the model's limit)",
     "train_on_what": "trained on", "seed": "seed",
 }  # fmt: skip
+# They say nothing of the model, or more than its owner may want to say.
+_HIDDEN = ("reward_timeout", "teacher_system")
+# Where on the machine a file is, which a setting may name.
+_FOLDERS = re.compile(r"(?<![\w.])[~.]*/\S*/")
 # Answers that are shown, and how much of each.
 _SAMPLES = 5
 _LONGEST = 400
@@ -69,22 +87,55 @@ def model_card(facts: Facts) -> str:
 def _training(facts: Facts, config: Mapping[str, Any]) -> str:
     if not config:
         return ""
-    data = facts.run.get("data", {})
+    method = config.get("method", "sft")
     rows = [
-        ("data", f"{Path(str(config.get('data', ''))).name} ({data.get('conversations', '?')} conversations)"),
+        ("method", f"{_METHODS.get(method, method)} (`--method {method}`)"),
+        *_data_rows(facts.run.get("data", {}), config),
         ("renderer", str(facts.run.get("renderer", ""))),
-        *((words, str(config[name])) for name, words in _SETTINGS.items() if name in config),
+        *(
+            (_in_words(name, method), _FOLDERS.sub("", str(config[name])))
+            for name in _shown_settings(method)
+            if name in config
+        ),
     ]
     if facts.steps:
         tokens = sum(int(step["trained_tokens"]) for step in facts.steps)
-        rows += [
-            ("steps", str(len(facts.steps))),
-            ("trained tokens", f"{tokens:,}"),
-            ("loss (mean NLL)", f"{facts.steps[0]['loss']:.4f} at the start, {facts.steps[-1]['loss']:.4f} at the end"),
-        ]
+        rows += [("steps", str(len(facts.steps))), ("trained tokens", f"{tokens:,}")]
+        rows += [row for name in ("loss", FOLLOWED_BY.get(method, "")) if (row := _course(facts.steps, name, method))]
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
     curve = f"\n\n![loss]({facts.curve})" if facts.curve else ""
     return f"## Training\n\n| | |\n|---|---|\n{table}{curve}"
+
+
+def _data_rows(data: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was trained on: data and how many of them, or nothing where a game made its own."""
+    if not config.get("data"):
+        return []
+    count = next((f"{data[name]} {name}" for name in _COUNTED if name in data), "? conversations")
+    return [("data", f"{Path(str(config['data'])).name} ({count})")]
+
+
+def _shown_settings(method: str) -> list[str]:
+    """The settings that a reader wants to know: those of all methods, and the method's own."""
+    common = [name for name in _SETTINGS if method in (setting(name).methods or (method,))]
+    own = [name for name in TrainConfig.model_fields if method in setting(name).methods and name not in _HIDDEN]
+    return list(dict.fromkeys([*common, *own]))
+
+
+def _in_words(name: str, method: str) -> str:
+    """A setting as people call it."""
+    if name == "batch":
+        return f"{_UNITS.get(method, 'examples')} a step"
+    return _SETTINGS.get(name, name.replace("_", " "))
+
+
+def _course(steps: Sequence[Mapping[str, Any]], name: str, method: str) -> tuple[str, str] | None:
+    """A figure of steps at the start and at the end; None where they have none."""
+    known = [step[name] for step in steps if isinstance(step.get(name), int | float)]
+    if not known:
+        return None
+    words = "loss (mean NLL)" if (name, method) == ("loss", "sft") else name.replace("_", " ")
+    return words, f"{known[0]:.4f} at the start, {known[-1]:.4f} at the end"
 
 
 def _results(comparison: Mapping[str, Any] | None) -> str:

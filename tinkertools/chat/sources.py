@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
@@ -38,11 +38,26 @@ _ARRAY_MARKS = {
     ("element", "]"): "]",
     ("value", ","): "value",
 }
-_SECTIONS_HINT = f"--format sections reads {', '.join(DOCUMENT_SUFFIXES)}; leave --format out for data files"
 # Short names of datasets on the Hub that recipes use.
 HUB_DATASETS = {"no_robots": "HuggingFaceH4/no_robots", "tulu3": "allenai/tulu-3-sft-mixture"}
 # Longer than any JSON word, escape or number's tail that the end of a chunk may cut.
 _LONGEST_WORD = 32
+
+
+class DocumentKinds(NamedTuple):
+    """What counts as a document, by the suffixes of names, and what to type where there is none."""
+
+    suffixes: Sequence[str]
+    hint: str
+
+    def include(self, name: str) -> bool:
+        """Whether a file is a document by its name."""
+        return name.lower().endswith(tuple(self.suffixes))
+
+
+SECTIONED = DocumentKinds(
+    DOCUMENT_SUFFIXES, f"--format sections reads {', '.join(DOCUMENT_SUFFIXES)}; leave --format out for data files"
+)
 
 
 class Malformed(NamedTuple):
@@ -65,7 +80,8 @@ class RawRow(NamedTuple):
 class Source:
     """Where rows come from. `rows` may be read once for stdin, any number of times otherwise.
 
-    The rows of `documents` are their sections, which are counted as they are read.
+    The rows of `documents` are their sections, which are counted as they are read. Where rows are `given`, those
+    are all.
     """
 
     name: str
@@ -76,6 +92,7 @@ class Source:
     hub_split: str = PrepareDefaults.split
     hub_config: str | None = None
     bytes_read: int = 0
+    given: Sequence[RawRow] | None = None
 
     @property
     def bytes_total(self) -> int | None:
@@ -90,7 +107,9 @@ class Source:
             FileError: the file system refused.
         """
         self.sections = SectionCounts()
-        if self.name == "-":
+        if self.given is not None:
+            yield from self.given
+        elif self.name == "-":
             stdin = sys.stdin.buffer
             pairs = _document_rows(stdin.read(), "stdin", self.sections) if self.documents else _json_rows(stdin)
             for line, value in pairs:
@@ -98,7 +117,7 @@ class Source:
         elif self.files:
             done = 0
             for path in self.files:
-                name = _shown(path)
+                name = shown_path(path)
                 with explain_os_errors(path), path.open("rb", buffering=_BUFFER) as file:
                     if self.documents:
                         pairs = _document_rows(file.read(), name, self.sections)
@@ -122,6 +141,7 @@ def find_source(
     config_name: str | None = None,
     leave_out: Collection[Path] = (),
     format: Format = PrepareDefaults.format,
+    kinds: DocumentKinds = SECTIONED,
 ) -> Source:
     """Decide what `dataset` names: `-` (stdin), a file, a folder or a pattern (less `leave_out`), else a Hub dataset.
 
@@ -138,30 +158,33 @@ def find_source(
         inside = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.resolve() not in known]
         # Hidden folders, such as .git and .venv, hold texts that are nobody's documents.
         in_sight = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-        return _source_of(str(path), f"the folder {path} holds", inside, in_sight, format)
+        return _source_of(str(path), f"the folder {path} holds", inside, in_sight, format, kinds)
     if path.exists():
-        if format == "sections" and not _is_document(path):
-            raise DataError(f"{path} is no document", hint=_SECTIONS_HINT)
-        return Source(str(path), files=[path], documents=_is_document(path) and format in ("auto", "sections"))
+        document = kinds.include(path.name)
+        if format == "sections" and not document:
+            raise DataError(f"{path} is no document", hint=kinds.hint)
+        return Source(str(path), files=[path], documents=document and format in ("auto", "sections"))
     if glob.has_magic(dataset):
         # `Path.glob` takes no absolute patterns.
         found = map(Path, glob.glob(dataset, recursive=True))  # noqa: PTH207
         matches = [p for p in found if p.is_file() and p.resolve() not in known]
         if not matches:
             raise DataError(f"no file matches {dataset}", hint="check the pattern; ** stands for folders in folders")
-        return _source_of(dataset, f"{dataset} matches", matches, matches, format)
-    suffixes = (".gz", *DOCUMENT_SUFFIXES)
+        return _source_of(dataset, f"{dataset} matches", matches, matches, format, kinds)
+    suffixes = (".gz", *kinds.suffixes)
     if data_suffix(path) or path.suffix in suffixes or format == "sections" or not _HUB_NAME.fullmatch(dataset):
         raise DataError(f"no such file or folder: {dataset}", hint="check the path; `ls` shows what is there")
     return Source(HUB_DATASETS.get(dataset, dataset), hub_split=split, hub_config=config_name)
 
 
-def _source_of(name: str, found: str, inside: list[Path], in_sight: list[Path], format: Format) -> Source:
+def _source_of(
+    name: str, found: str, inside: list[Path], in_sight: list[Path], format: Format, kinds: DocumentKinds
+) -> Source:
     """The source that the files `inside` are: the data files among them, or the documents among those `in_sight`."""
     data = sorted(p for p in inside if data_suffix(p))
-    documents = sorted(p for p in in_sight if _is_document(p))
+    documents = sorted(p for p in in_sight if kinds.include(p.name))
     if format == "sections" and not documents:
-        raise DataError(f"{found} no document", hint=_SECTIONS_HINT)
+        raise DataError(f"{found} no document", hint=kinds.hint)
     as_documents = format == "sections" or (format == "auto" and not data and bool(documents))
     files = documents if as_documents else data
     if not files:
@@ -169,10 +192,6 @@ def _source_of(name: str, found: str, inside: list[Path], in_sight: list[Path], 
     taken = set(files)
     ignored = sorted(p for p in (in_sight if as_documents else inside) if p not in taken)
     return Source(name, files=files, ignored=ignored, documents=as_documents)
-
-
-def _is_document(path: Path) -> bool:
-    return path.suffix.lower() in DOCUMENT_SUFFIXES
 
 
 def data_suffix(path: Path) -> str | None:
@@ -202,7 +221,7 @@ def _file_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
         ) from error
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """The name of a file as text that can be written: the system allows names that are no UTF-8."""
     return os.fsencode(path).decode(errors="replace")
 
@@ -210,12 +229,9 @@ def _shown(path: Path) -> str:
 def _document_rows(content: bytes, name: str, counts: SectionCounts) -> Iterator[tuple[int, Any]]:
     """The sections of a document that have text, each at its heading's line; the others are counted."""
     counts.documents += 1
-    try:
-        text = content.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as bad:
-        line = 1 + content.count(b"\n", 0, bad.start)
-        shown = content[:200].decode(errors="replace")
-        yield line, Malformed(f"invalid UTF-8 at byte {bad.start + 1} of the document", shown)
+    line, text = decode_document(content)
+    if isinstance(text, Malformed):
+        yield line, text
         return
     document = split_document(text)
     if not document.sections:
@@ -228,6 +244,16 @@ def _document_rows(content: bytes, name: str, counts: SectionCounts) -> Iterator
             yield section.line, {"source": name, "headings": section.headings, "text": section.text}
         else:
             counts.empty += 1
+
+
+def decode_document(content: bytes) -> tuple[int, str | Malformed]:
+    """The text of a document, or what is wrong with it, and the line where that stands."""
+    try:
+        return 1, content.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as bad:
+        line = 1 + content.count(b"\n", 0, bad.start)
+        shown = content[:200].decode(errors="replace")
+        return line, Malformed(f"invalid UTF-8 at byte {bad.start + 1} of the document", shown)
 
 
 def _json_rows(file: IO[bytes]) -> Iterator[tuple[int, Any]]:

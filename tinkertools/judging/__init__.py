@@ -1,7 +1,7 @@
 """A model as judge of two answers to the same prompt.
 
-Each pair is shown in both orders, and only what the judge says in both of them counts (`verdicts`). Who is asked is in
-`endpoints`, how many are asked at once, how fast and how often in `asking`, what it costs in `costs`.
+Each pair is shown in both orders, and only what the judge says in both of them counts (`verdicts`). What is asked about
+a pair, and again, is in `asking`; the judge itself is a model like others that `tinkertools.asking` asks.
 """
 
 import asyncio
@@ -10,25 +10,16 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinkertools.errors import UsageError
+from tinkertools.asking.asker import AT_ONCE, Asker, Keeper, Pace, Tally, check_bounds, tokens_of
+from tinkertools.asking.costs import TokenPrice
+from tinkertools.asking.endpoints import AskedModel, Endpoint, Nobody, open_endpoint
 from tinkertools.files import check_writable_file
-from tinkertools.judging.asking import Asker, Keeper, Pace, Tally, sides_to_ask
-from tinkertools.judging.costs import JudgePrice, parse_price
-from tinkertools.judging.endpoints import Endpoint, JudgeModel, Nobody, open_endpoint, parse_judge
-from tinkertools.judging.verdicts import Order, Pair, Question, Verdict, count, question
+from tinkertools.judging.asking import settled, sides_to_ask, verdicts
+from tinkertools.judging.verdicts import JudgeQuestion, Order, Pair, Verdict, count, question
 from tinkertools.kept import Kept
 from tinkertools.reporting import Notify, ProgressMaker
 
-__all__ = [
-    "AT_ONCE", "JudgeModel", "JudgePrice", "Judged", "Order", "Pair", "Tally", "Verdict", "count", "judge",
-    "parse_judge", "parse_price",
-]  # fmt: skip
-
-# Questions on their way at once: what every service allows.
-AT_ONCE = 8
-
-# A token of ordinary text has about so many bytes.
-_BYTES_A_TOKEN = 4
+__all__ = ["Judged", "Order", "Pair", "Verdict", "count", "judge"]
 
 
 @dataclass(frozen=True)
@@ -43,28 +34,19 @@ class Judged:
     verdicts: list[Verdict]
     tally: Tally
 
-    def words(self, price: JudgePrice | None = None) -> str:
+    def words(self, price: TokenPrice | None = None) -> str:
         """What it took, in a line."""
-        tally = self.tally
-        parts = [f"{tally.asked:,} questions asked", f"{tally.kept:,} answers taken from the file"]
-        if tally.failed:
-            parts.append(f"{tally.failed:,} without an answer")
-        parts.append(f"{tally.tokens_in:,} tokens in, {tally.tokens_out:,} out")
-        if tally.unmetered:
-            parts.append(f"{tally.unmetered:,} answers did not say their tokens")
-        if price is not None:
-            parts.append(f"${price.of(tally.tokens_in, tally.tokens_out):,.4f}")
-        return "; ".join(parts)
+        return self.tally.words(price)
 
 
 def judge(
     pairs: Sequence[Pair],
-    model: JudgeModel,
+    model: AskedModel,
     kept: Path,
     *,
     at_once: int = AT_ONCE,
     per_minute: int | None = None,
-    price: JudgePrice | None = None,
+    price: TokenPrice | None = None,
     progress: ProgressMaker,
     notify: Notify,
     timeout: float,
@@ -91,14 +73,12 @@ def judge(
         EngineError: the judge refuses the key, or does not know the model.
         FileError: replies cannot be kept.
     """
-    for name, bound in (("--judge-at-once", at_once), ("--judge-rate", per_minute)):
-        if bound is not None and bound < 1:
-            raise UsageError(f"{name} is {bound}, but must be at least 1", hint=f"{name} {AT_ONCE}")
+    check_bounds({"--judge-at-once": at_once, "--judge-rate": per_minute})
     check_writable_file(kept)
     with Kept(kept) as file:
         keeper = Keeper(file, model.identity())
         asked = [question(pair, first) for pair in pairs for first in sides_to_ask(pair)]
-        new = [one for one in dict.fromkeys(asked) if not keeper.settles(one)]
+        new = [one for one in dict.fromkeys(asked) if not settled(keeper, one)]
         notify(_announcement(model, len(pairs), len(asked), new, price))
         # A judge that need not be asked need not be there.
         opened = open_endpoint(model, notify, timeout) if new else nullcontext(Nobody())
@@ -106,10 +86,10 @@ def judge(
 
 
 def _announcement(
-    model: JudgeModel, pairs: int, questions: int, new: Sequence[Question], price: JudgePrice | None
+    model: AskedModel, pairs: int, questions: int, new: Sequence[JudgeQuestion], price: TokenPrice | None
 ) -> str:
     """How much will be asked, before it is."""
-    tokens = sum(len(one.system.encode()) + len(one.text.encode()) for one in new) // _BYTES_A_TOKEN
+    tokens = tokens_of(new)
     text = f"judge {model.name}: {pairs:,} pairs, {questions:,} questions, of which {len(new):,} are to be asked"
     if new:
         text += f", about {tokens:,} tokens to read"
@@ -130,5 +110,4 @@ async def _judged(
     async with opened as endpoint:
         asker = Asker(endpoint, keeper, at_once, pace)
         with progress("judge", questions, "questions") as report:
-            verdicts = await asker.verdicts(pairs, report)
-    return Judged(verdicts, asker.tally)
+            return Judged(await verdicts(asker, pairs, report), asker.tally)

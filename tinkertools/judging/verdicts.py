@@ -5,7 +5,6 @@ it does not. So each prompt has a code, a hash of everything in it, which no tex
 which a text stands carry it, and so does the verdict. What is copied from an answer is no verdict.
 """
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +13,14 @@ from typing import Any, Literal
 
 import orjson
 
+from tinkertools.asking.endpoints import Question
+from tinkertools.asking.framing import clean, code_of, framed
 from tinkertools.errors import without_secrets
 
 Side = Literal["ours", "theirs"]
 Outcome = Literal["win", "tie", "loss", "undecided"]
 Preference = Literal["first", "second", "tie", "none"]
 
-_CODE_LENGTH = 10
 # A reason is to be short; a judge that goes on is cut here. Its whole reply is kept elsewhere.
 _REASON_LENGTH = 1000
 # What models put around a line to make it stand out.
@@ -72,7 +72,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Question:
+class JudgeQuestion(Question):
     """What a judge is asked about a pair, in one order.
 
     Attributes:
@@ -81,13 +81,11 @@ class Question:
         code: what its verdict must carry.
     """
 
-    system: str
-    text: str
     code: str
 
-    def again(self) -> "Question":
+    def again(self) -> "JudgeQuestion":
         """The same, for a judge whose verdict could not be read."""
-        return Question(self.system, f"{self.text}\n\n{_AGAIN.format(lines=_lines(self.code))}", self.code)
+        return JudgeQuestion(self.system, f"{self.text}\n\n{_AGAIN.format(lines=_lines(self.code))}", self.code)
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ class Verdict:
         return {"of": of, "against": against, "verdict": self.outcome, "orders": orders}
 
 
-def question(pair: Pair, first: Side) -> Question:
+def question(pair: Pair, first: Side) -> JudgeQuestion:
     """What a judge is asked about a pair.
 
     Args:
@@ -158,7 +156,7 @@ def question(pair: Pair, first: Side) -> Question:
     if pair.reference is not None:
         sections.append(("reference, a good answer", pair.reference))
     code, shown = guarded([*sections, ("answer A", answers[0]), ("answer B", answers[1])])
-    return Question(_SYSTEM.format(guard=GUARD.format(code=code), lines=_lines(code)), shown, code)
+    return JudgeQuestion(_SYSTEM.format(guard=GUARD.format(code=code), lines=_lines(code)), shown, code)
 
 
 def sections_of(prompt: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -172,14 +170,9 @@ def guarded(sections: Sequence[tuple[str, str]]) -> tuple[str, str]:
     Returns:
         The code of which `GUARD` speaks, which is in none of the texts, and all texts between lines with it.
     """
-    sections = [(_clean(name), _clean(text)) for name, text in sections]
-    code = _code(sections)
-    # A role comes from data as well: in a line of its own it could pretend to be anything.
-    shown = [
-        f"<<begin {code} {' '.join(name.split())}>>\n{text}\n<<end {code} {' '.join(name.split())}>>"
-        for name, text in sections
-    ]
-    return code, "\n\n".join(shown)
+    sections = [(clean(name), clean(text)) for name, text in sections]
+    code = code_of(sections)
+    return code, framed(code, sections)
 
 
 def read(reply: str, code: str) -> tuple[Preference, str]:
@@ -213,7 +206,7 @@ def final_object(reply: str, code: str) -> tuple[dict[str, Any], str]:
     if before.strip(_DECORATION).lower() not in _LABELS:
         return nothing
     try:
-        value = orjson.loads(_clean(text[start:]))
+        value = orjson.loads(clean(text[start:]))
     except orjson.JSONDecodeError:
         return nothing
     return (value, above) if value.get("code") == code else nothing
@@ -236,16 +229,6 @@ def _lines(code: str) -> str:
     return "\n".join(f'{{"verdict": "{name}", "code": "{code}"}}' for name in ("A", "B", "tie"))
 
 
-def _code(sections: Sequence[tuple[str, str]]) -> str:
-    """A hash of all texts, which none of them holds."""
-    content = orjson.dumps(sections)
-    while True:
-        code = hashlib.sha256(content).hexdigest()[:_CODE_LENGTH]
-        if not any(code in text for section in sections for text in section):
-            return code
-        content += b"."
-
-
 def _said(message: Mapping[str, Any]) -> str:
     """A message as text: images are named, calls of tools shown as JSON."""
     content = message.get("content")
@@ -255,14 +238,9 @@ def _said(message: Mapping[str, Any]) -> str:
     return "\n".join(filter(None, ["".join(texts), *calls]))
 
 
-def _clean(text: str) -> str:
-    """A text that can be sent: half of a surrogate pair, which a broken source may hold, cannot."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _short(text: str, *, end: bool = False) -> str:
     """A text to keep and show, without what is too long of it, nor any secret."""
-    text = without_secrets(_clean(text).strip())
+    text = without_secrets(clean(text).strip())
     if len(text) <= _REASON_LENGTH:
         return text
     return f"…{text[-_REASON_LENGTH:]}" if end else f"{text[:_REASON_LENGTH]}…"

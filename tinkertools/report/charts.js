@@ -212,8 +212,19 @@ const finitePairs = (entries, key) =>
 function trainings() {
   return keysOf(results.models)
     .map((label) => [label, get(get(results.models, label), "training")])
-    .map(([name, log]) => ({ name, steps: finitePairs(get(log, "steps"), "loss"), evals: finitePairs(get(log, "evals"), "nll") }))
+    .map(([name, log]) => ({
+      name,
+      steps: finitePairs(get(log, "steps"), "loss"),
+      // Evaluations that are judged by something else than a loss have no place beside one.
+      evals: ["nll", "loss"].flatMap((key) => finitePairs(get(log, "evals"), key)),
+    }))
     .filter((run) => run.steps.length || run.evals.length);
+}
+
+// The loss of other methods is none of tokens.
+function trainedOn() {
+  const methods = keysOf(results.models).map((label) => get(get(get(get(results.models, label), "training"), "config"), "method"));
+  return methods.every((method) => (method ?? "sft") === "sft") ? "NLL per trained token" : "loss";
 }
 
 function curves(runs, width, tell) {
@@ -222,7 +233,7 @@ function curves(runs, width, tell) {
   const [low, high] = bounds(all.map(([, value]) => value));
   const margin = (high - low) * 0.05 || 0.1;
   const x = { low: first, high: last > first ? last : first + 1, name: "step" };
-  const y = { low: Math.max(low - margin, Math.min(low, 0)), high: high + margin, name: "NLL per trained token" };
+  const y = { low: Math.max(low - margin, Math.min(low, 0)), high: high + margin, name: trainedOn() };
   const { svg, toX, toY } = frame(width, 360, x, y, "Loss and evaluations by step. Arrow keys go from point to point.");
   const placed = [];
   const path = (points) => points.map(([step, value], k) => `${k ? "L" : "M"}${at(toX(step))} ${at(toY(value))}`).join("");

@@ -6,10 +6,10 @@ from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
+from tinkertools.asking.asker import AT_ONCE
+from tinkertools.asking.endpoints import AskedModel, Endpoint, Failed, open_endpoint
 from tinkertools.errors import without_secrets
-from tinkertools.judging import AT_ONCE
-from tinkertools.judging.endpoints import Endpoint, Failed, JudgeModel, open_endpoint
-from tinkertools.judging.verdicts import GUARD, Question, final_object, guarded, sections_of
+from tinkertools.judging.verdicts import GUARD, JudgeQuestion, final_object, guarded, sections_of
 from tinkertools.reporting import Notify
 from tinkertools.rewards.samples import Closing, Rewarded, Sample
 
@@ -37,19 +37,19 @@ The last line of your answer must be this one, with a whole number from 0 to 100
 Keep the reason before it short."""
 
 
-def question(sample: Sample) -> Question:
+def question(sample: Sample) -> JudgeQuestion:
     """What a judge is asked about an answer."""
     sections = sections_of(sample.messages)
     if sample.reference is not None:
         sections.append(("reference, a good answer", sample.reference))
     sections.append(("answer", sample.answer))
     code, shown = guarded(sections)
-    return Question(_SYSTEM.format(guard=GUARD.format(code=code), line=_line(code)), shown, code)
+    return JudgeQuestion(_SYSTEM.format(guard=GUARD.format(code=code), line=_line(code)), shown, code)
 
 
-def again(asked: Question) -> Question:
+def again(asked: JudgeQuestion) -> JudgeQuestion:
     """The same, for a judge whose rating could not be read."""
-    return Question(asked.system, f"{asked.text}\n\n{_AGAIN.format(line=_line(asked.code))}", asked.code)
+    return JudgeQuestion(asked.system, f"{asked.text}\n\n{_AGAIN.format(line=_line(asked.code))}", asked.code)
 
 
 def read(reply: str, code: str) -> float | None:
@@ -72,7 +72,7 @@ class JudgeReward(Closing):
         name: as `--reward` takes it.
     """
 
-    def __init__(self, name: str, judge: JudgeModel, notify: Notify, timeout: float) -> None:
+    def __init__(self, name: str, judge: AskedModel, notify: Notify, timeout: float) -> None:
         """Open the judge.
 
         Args:
@@ -134,7 +134,7 @@ class JudgeReward(Closing):
 async def _all(endpoint: Endpoint, samples: Sequence[Sample]) -> list[Rewarded]:
     free = asyncio.Semaphore(AT_ONCE)
 
-    async def rated(asked: Question) -> Rewarded:
+    async def rated(asked: JudgeQuestion) -> Rewarded:
         async with free:
             return await _rated(endpoint, asked)
 
@@ -151,7 +151,7 @@ async def _all(endpoint: Endpoint, samples: Sequence[Sample]) -> list[Rewarded]:
     return [tasks[asked].result() for asked in questions]
 
 
-async def _rated(endpoint: Endpoint, asked: Question) -> Rewarded:
+async def _rated(endpoint: Endpoint, asked: JudgeQuestion) -> Rewarded:
     words = ""
     try:
         for one in (asked, again(asked)):

@@ -27,7 +27,7 @@ class CodeReward(Closing):
     """0.3 for a program that parses, up to 0.5 for the share of tests that pass, up to 0.2 for style; else -0.5.
 
     The program is the last fenced block that says it is Python, else the last that says nothing, else the whole answer
-    (`program_in`); an empty one is worth what one is that does not parse. Tests are in the row (`tests_of`); a row
+    (`program_in`); an empty one is worth what one is that does not parse. Tests are in the row (`given_tests`); a row
     without any is an error. Programs run in the sandbox, several at once, and may use the standard library.
     """
 
@@ -60,7 +60,7 @@ class CodeReward(Closing):
 
     def _rewarded(self, sample: Sample) -> Rewarded:
         try:
-            tests = tests_of(sample.metadata)
+            tests = given_tests(sample.metadata)
         except ValueError as error:
             return Rewarded(None, str(error))
         program = program_in(sample.answer)
@@ -106,7 +106,7 @@ def parsed(program: str) -> ast.Module | None:
         return None
 
 
-def tests_of(metadata: Mapping[str, Any]) -> list[str]:
+def given_tests(metadata: Mapping[str, Any]) -> list[str]:
     """The tests of a row: what raises nothing has passed.
 
     - `tests` or `test_list` (MBPP): a list of assert statements, or one text. A text of nothing but assert statements
@@ -138,7 +138,7 @@ def _split(text: str) -> list[str]:
     tree = parsed(text)
     if tree is None or not all(isinstance(statement, ast.Assert) for statement in tree.body):
         return [text]
-    return [ast.unparse(statement) for statement in tree.body]
+    return [ast.get_source_segment(text, statement) or "" for statement in tree.body]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tinkertools.rewards.sandbox import check_available
 from tinkertools.rewards.worker import Function
 
 if TYPE_CHECKING:
-    from tinkertools.judging import JudgeModel
+    from tinkertools.asking.endpoints import AskedModel
 
 Kind = Literal["math", "regex", "code", "judge", "score", "function"]
 
@@ -40,7 +40,7 @@ class RewardSpec:
     text: str
     kind: Kind
     argument: str = ""
-    judge: "JudgeModel | None" = None
+    judge: "AskedModel | None" = None
     function: Function | None = None
 
     @property
@@ -73,9 +73,9 @@ def parse_reward(spec: str) -> RewardSpec:
             _check_pattern(argument)
             return RewardSpec(spec, "regex", argument)
         if name == "judge":
-            from tinkertools.judging import parse_judge
+            from tinkertools.asking.endpoints import parse_model
 
-            return RewardSpec(spec, "judge", argument, judge=parse_judge(argument))
+            return RewardSpec(spec, "judge", argument, judge=parse_model("--reward judge", argument))
         return RewardSpec(spec, "score", argument)
     if not colon:
         raise UsageError(f"--reward {spec or '(empty)'}: there is no such reward", hint=_suggestion(spec))
@@ -122,13 +122,12 @@ def _module_file(spec: str, module: str) -> Path:
     """Where a module is: the working directory comes first, as it will. Nothing is imported, no package either."""
     folders: list[str] | None = [str(Path.cwd()), *sys.path]
     found: importlib.machinery.ModuleSpec | None = None
-    so_far = ""
     for part in module.split("."):
-        so_far = f"{so_far}.{part}" if so_far else part
-        found = importlib.machinery.PathFinder.find_spec(so_far, folders) if part and folders is not None else None
-        if found is None and so_far == module and module in sys.builtin_module_names:
-            return Path(module)
+        found = importlib.machinery.PathFinder.find_spec(part, folders) if part and folders is not None else None
         if found is None:
+            # Python's own need not be files: `math`, `os.path`.
+            if module in sys.builtin_module_names or module in sys.modules:
+                return Path(getattr(sys.modules.get(module), "__file__", None) or module)
             raise UsageError(f"--reward {spec}: there is no module {module}", hint=_suggestion(module))
         folders = list(found.submodule_search_locations) if found.submodule_search_locations else None
     return Path(found.origin) if found is not None and found.origin else Path(module)

@@ -73,7 +73,7 @@ class Function:
         for part in self.name.split("."):
             function = getattr(function, part)
         if not callable(function):
-            raise TypeError(f"{self.name} is a {type(function).__name__}, not a function")
+            raise TypeError(f"{self.name} is of type {type(function).__name__}, and no function")
         return function
 
 

@@ -128,6 +128,9 @@ class Workers(Closing):
                 self._ask(worker, batch, numbers, alone or len(numbers) == 1)
         except BaseException as error:  # noqa: BLE001 - it is raised again where the samples came from
             batch.failure = error
+        finally:
+            if self._closed.is_set():
+                worker.end()  # it may have been started meanwhile
 
     def _ask(self, worker: "_Worker", batch: _Batch, numbers: list[int], alone: bool) -> None:
         """Have a process reward some samples, and see to those that ended it."""

@@ -279,12 +279,16 @@ def new_run(output_dir: Path, base_model: str, now: datetime, kind: str = "lora"
     """A directory that is not there yet, `lora_BASE_DATE_TIME`. Nothing is created."""
     folder = Path(base_model)
     base = folder.resolve().name if folder.is_dir() else base_model
-    stem = f"{kind}_{re.sub(r'[^A-Za-z0-9.-]+', '_', base)}_{now:%Y%m%d_%H%M%S}"
-    path, number = output_dir / stem, 1
+    return RunDirectory(free_path(output_dir, f"{kind}_{re.sub(r'[^A-Za-z0-9.-]+', '_', base)}_{now:%Y%m%d_%H%M%S}"))
+
+
+def free_path(folder: Path, name: str) -> Path:
+    """A path of this name that is not there yet, with a number where it is."""
+    path, number = folder / name, 1
     while path.exists():
         number += 1
-        path = output_dir / f"{stem}_{number}"
-    return RunDirectory(path)
+        path = folder / f"{name}_{number}"
+    return path
 
 
 def never_begun(path: Path) -> bool:

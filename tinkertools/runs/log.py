@@ -21,6 +21,8 @@ LOG_VERSION = 1
 
 # What evaluations are judged by, the first of these that they have, and whether more of it is better.
 _JUDGED_BY = {"win_rate": True, "reward": True, "loss": False, "nll": False}
+# Those of them that are of the same kind as the loss of steps.
+LOSSES = ("nll", "loss")
 
 # The kernel copies a write page by page; a kill can come between two.
 _PAGE = 4096
@@ -140,6 +142,16 @@ def judged_by(entry: Mapping[str, Any]) -> str:
     return next(name for name in _JUDGED_BY if name in entry)
 
 
+def more_is_better(name: str) -> bool:
+    """Whether more of what evaluations are judged by is better."""
+    return _JUDGED_BY[name]
+
+
+def in_words(name: str) -> str:
+    """A figure as people call it."""
+    return "NLL" if name == "nll" else name.replace("_", " ")
+
+
 def best_of(evals: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The best evaluation, the first of equals; None where none has a number."""
     if not evals:
@@ -153,7 +165,7 @@ def best_of(evals: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def figures_shown(entry: Mapping[str, Any]) -> str:
     """An evaluation in a few words, what it is judged by first."""
     name = judged_by(entry)
-    words = f"{name.replace('_', ' ') if name != 'nll' else 'NLL'} {entry[name]:.4f}"
+    words = f"{in_words(name)} {entry[name]:.4f}"
     if "bits_per_byte" in entry:
         words += f" ({entry['bits_per_byte']:.3f} bits per byte)"
     elif "accuracy" in entry:

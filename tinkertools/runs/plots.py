@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinkertools.config import FOLLOWED_BY, MethodName
 from tinkertools.files import whole_directory
+from tinkertools.runs.log import LOSSES, best_of, in_words, judged_by, more_is_better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,26 +55,34 @@ class Curve:
     evals: Sequence[dict[str, Any]]
 
 
-def write_plots(directory: Path, steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]] = ()) -> None:
+def write_plots(
+    directory: Path, steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]] = (), method: MethodName = "sft"
+) -> None:
     """Write a run's pictures into `directory`, which they replace.
 
-    They are `loss.svg`, `learning_rate.svg` and `tokens_per_second.svg` over steps, and `eval_nll.svg` where there are
-    evaluations.
+    They are `loss.svg`, `learning_rate.svg` and `tokens_per_second.svg` over steps; where there are evaluations, a
+    picture of what they are judged by, such as `eval_nll.svg`; and one of the figure of its own by which the method's
+    steps are followed, such as `reward.svg`, with the evaluations in it.
 
     Args:
         directory: where they go.
         steps: the log's entries of steps, the first first.
         evals: its entries of evaluations.
+        method: what was trained.
     """
     x = _values(steps, "step")
     all_x = np.concatenate([x, _values(evals, "step")])
+    own = FOLLOWED_BY.get(method, "")
     with _pictures(directory) as part:
-        _save(_loss_picture(steps, evals), part / "loss.svg")
+        _save(_loss_picture(steps, evals, method), part / "loss.svg")
         if evals:
-            figure, axes = _picture("Evaluations", _EVAL_NLL, all_x)
-            _draw_evals(axes, evals)
+            judged = judged_by(evals[0])
+            figure, axes = _picture("Evaluations", _label_of_evals(judged), all_x)
+            _draw_evals(axes, evals, judged)
             axes.legend(fontsize=8)
-            _save(figure, part / "eval_nll.svg")
+            _save(figure, part / f"eval_{judged}.svg")
+        if any(own in entry for entry in steps):
+            _save(_own_picture(steps, evals, own), part / f"{own}.svg")
         for key, title, label in (
             ("learning_rate", "Learning rate", "learning rate"),
             ("tokens_per_second", "Speed", "tokens per second"),
@@ -83,25 +93,48 @@ def write_plots(directory: Path, steps: Sequence[dict[str, Any]], evals: Sequenc
             _save(figure, part / f"{key}.svg")
 
 
-def write_sweep_plots(directory: Path, curves: Sequence[Curve]) -> None:
-    """Write `test_nll.svg` and `train_nll.svg` of a sweep into `directory`, which they replace: a line a run.
+def write_sweep_plots(directory: Path, curves: Sequence[Curve], judged: str = "nll") -> None:
+    """Write two pictures of a sweep into `directory`, which they replace: a line a run.
+
+    They are `test_nll.svg` and `train_nll.svg`, or so for what else evaluations are judged by; the second where steps
+    have that figure too.
 
     Args:
         directory: where they go.
         curves: the runs, the best first.
+        judged: what evaluations are judged by.
     """
-    test = [(_values(curve.evals, "step"), _values(curve.evals, "nll")) for curve in curves]
-    train = [
-        (
-            _values(curve.steps, "step"),
-            running_mean(_values(curve.steps, "loss"), _values(curve.steps, "trained_tokens")),
-        )
-        for curve in curves
-    ]
     labels = [curve.label for curve in curves]
+    key = "loss" if judged == "nll" else judged
+    test = [(_values(curve.evals, "step"), _values(curve.evals, judged)) for curve in curves]
+    train = [(_values(curve.steps, "step"), running_mean(*_counted(curve.steps, key, judged))) for curve in curves]
+    over_steps = _RUNNING_MEAN if judged == "nll" else f"training {in_words(judged)} so far: mean over all steps"
+    up = more_is_better(judged)
     with _pictures(directory) as part:
-        _save(_sweep_picture("Evaluations", _EVAL_NLL, labels, test), part / "test_nll.svg")
-        _save(_sweep_picture("Training", _RUNNING_MEAN, labels, train), part / "train_nll.svg")
+        picture = _sweep_picture("Evaluations", _label_of_evals(judged), labels, test, whole=up)
+        _save(picture, part / f"test_{judged}.svg")
+        if judged in LOSSES or any(key in entry for curve in curves for entry in curve.steps):
+            _save(_sweep_picture("Training", over_steps, labels, train, whole=up), part / f"train_{judged}.svg")
+
+
+def weights_of(steps: Sequence[dict[str, Any]], judged: str = "nll") -> Floats:
+    """How much steps count in a mean of several: an NLL is of tokens, any other figure of steps.
+
+    A step in which there was nothing to train has no loss, and does not count in a mean of losses.
+    """
+    tokens = _values(steps, "trained_tokens")
+    if judged == "nll":
+        return tokens
+    weights: Floats = (tokens > 0).astype(np.float64) if judged == "loss" else np.ones(len(steps))
+    return weights
+
+
+def _counted(steps: Sequence[dict[str, Any]], key: str, judged: str) -> tuple[Floats, Floats]:
+    """The values of steps and their weights; a step without a reward or the like does not count."""
+    values, weights = _values(steps, key), weights_of(steps, judged)
+    if judged in LOSSES:
+        return values, weights
+    return np.nan_to_num(values), np.where(np.isfinite(values), weights, 0)
 
 
 def envelope(x: Floats, y: Floats, columns: int) -> tuple[Floats, Floats]:
@@ -145,17 +178,29 @@ def smoothed(values: Floats, weights: Floats, window: int) -> Floats:
     return mean
 
 
-def smooth_loss(steps: Sequence[dict[str, Any]]) -> tuple[Floats, Floats, int]:
-    """The loss of a run without its noise: the steps, the means, and of how many steps each is; 1 where steps are few.
+def smooth_loss(steps: Sequence[dict[str, Any]], method: MethodName = "sft") -> tuple[Floats, Floats, int]:
+    """`smooth` of the loss."""
+    return smooth(steps, "loss", method)
 
-    A mean is the NLL per trained token of all those steps together.
+
+def smooth(steps: Sequence[dict[str, Any]], key: str, method: MethodName = "sft") -> tuple[Floats, Floats, int]:
+    """A figure of a run without its noise: the steps, the means, and of how many steps each is; 1 where steps are few.
+
+    A mean of the loss is the NLL per trained token of all those steps together; where the loss of a method is none, the
+    mean of their losses. Steps in which there was nothing to train have none.
     """
-    x, loss = _values(steps, "step"), _values(steps, "loss")
+    x, values = _values(steps, "step"), _losses(steps) if key == "loss" else _values(steps, key)
     if len(steps) < _SMOOTH_FROM:
-        return x, loss, 1
+        return x, values, 1
     # Odd, so that a step has as many neighbours before it as after it.
     window = min(len(steps) // 10, _WIDEST_WINDOW) | 1
-    return x, smoothed(loss, _values(steps, "trained_tokens"), window), window
+    judged = "nll" if method == "sft" and key == "loss" else key
+    return x, smoothed(values, weights_of(steps, judged), window), window
+
+
+def _losses(steps: Sequence[dict[str, Any]]) -> Floats:
+    """The losses of steps, not finite where nothing was trained."""
+    return np.where(_values(steps, "trained_tokens") == 0, np.nan, _values(steps, "loss"))
 
 
 def top_of(lines: Sequence[Floats]) -> float:
@@ -172,6 +217,10 @@ def top_of(lines: Sequence[Floats]) -> float:
     limit = bottom + _HEADROOM * (middle - bottom)
     shown = [value for value in highest if value <= limit]
     return shown[-1] if shown else highest[-1]
+
+
+def _highest(lines: Sequence[Floats]) -> float:
+    return max((float(line[np.isfinite(line)].max()) for line in lines if np.isfinite(line).any()), default=1.0)
 
 
 def _values(entries: Sequence[dict[str, Any]], key: str) -> Floats:
@@ -232,10 +281,18 @@ def _draw(axes: "Axes", gid: str, x: Floats, y: Floats, *, columns: int = _COLUM
     axes.plot(x, y, gid=gid, **(own | style))
 
 
-def _loss_picture(steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]]) -> "Figure":
-    x, loss = _values(steps, "step"), _values(steps, "loss")
-    figure, axes = _picture("Training loss", _LOSS, np.concatenate([x, _values(evals, "step")]))
-    _, mean, window = smooth_loss(steps)
+def _label_of_evals(judged: str) -> str:
+    return _EVAL_NLL if judged == "nll" else f"evaluation {in_words(judged)}"
+
+
+def _loss_picture(
+    steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]], method: MethodName = "sft"
+) -> "Figure":
+    """The loss of steps, with evaluations of the same kind."""
+    x, loss = _values(steps, "step"), _losses(steps)
+    label = _LOSS if method == "sft" else f"{method} loss"
+    figure, axes = _picture("Training loss", label, np.concatenate([x, _values(evals, "step")]))
+    _, mean, window = smooth_loss(steps, method)
     if window == 1:
         _draw(axes, "loss", x, loss, color=_STRONG, label="training, each step")
     else:
@@ -243,21 +300,34 @@ def _loss_picture(steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any
         _draw(axes, "loss_mean", x, mean, color=_STRONG, label=f"training, mean of {window} steps")
     if missing := int((~np.isfinite(loss)).sum()):
         axes.plot([], [], " ", label=f"without a finite loss: {missing:,} of {len(steps):,} steps")
-    if evals:
-        _draw_evals(axes, evals)
+    if evals and judged_by(evals[0]) in LOSSES:
+        _draw_evals(axes, evals, judged_by(evals[0]))
     axes.legend(fontsize=8)
     return figure
 
 
-def _draw_evals(axes: "Axes", evals: Sequence[dict[str, Any]]) -> None:
-    """The NLL of evaluations, and which is the best."""
-    x, nll = _values(evals, "step"), _values(evals, "nll")
-    _draw(axes, "eval_nll", x, nll, color=_EVAL, markersize=5, label="evaluation")
-    if np.isfinite(nll).any():
-        best = int(np.nanargmin(nll))
+def _own_picture(steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]], key: str) -> "Figure":
+    """A figure of steps, with that of evaluations where they have it."""
+    words = in_words(key)
+    x = _values(steps, "step")
+    figure, axes = _picture(f"Training {words}", words, np.concatenate([x, _values(evals, "step")]))
+    _draw(axes, key, x, _values(steps, key), color=_STRONG, label="training, each step")
+    if any(key in entry for entry in evals):
+        _draw_evals(axes, evals, key)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _draw_evals(axes: "Axes", evals: Sequence[dict[str, Any]], key: str) -> None:
+    """A figure of evaluations, and which is the best by what they are judged by."""
+    _draw(
+        axes, f"eval_{key}", _values(evals, "step"), _values(evals, key), color=_EVAL, markersize=5, label="evaluation"
+    )
+    best = best_of(evals)
+    if best is not None and best.get(key) is not None:
         axes.plot(
-            x[best : best + 1],
-            nll[best : best + 1],
+            [best["step"]],
+            [best[key]],
             gid="eval_best",
             linestyle="none",
             marker="*",
@@ -265,16 +335,21 @@ def _draw_evals(axes: "Axes", evals: Sequence[dict[str, Any]]) -> None:
             color=_EVAL,
             markeredgecolor="white",
             zorder=5,
-            label=f"best evaluation: {nll[best]:.4f} at step {x[best]:,.0f}",
+            label=f"best evaluation: {best[key]:.4f} at step {best['step']:,.0f}",
         )
 
 
-def _sweep_picture(title: str, label: str, labels: Sequence[str], lines: Sequence[tuple[Floats, Floats]]) -> "Figure":
-    """A line a run, in the order of `labels`, which the legend beside the axes keeps."""
+def _sweep_picture(
+    title: str, label: str, labels: Sequence[str], lines: Sequence[tuple[Floats, Floats]], *, whole: bool = False
+) -> "Figure":
+    """A line a run, in the order of `labels`, which the legend beside the axes keeps.
+
+    What rises far above the others is cut off, unless the `whole` is to be seen.
+    """
     from matplotlib.lines import Line2D
 
     figure, axes = _picture(title, label, np.concatenate([np.empty(0), *(x for x, _ in lines)]))
-    top = top_of([y for _, y in lines])
+    top = _highest([y for _, y in lines]) if whole else top_of([y for _, y in lines])
     names: list[str] = []
     handles: list[Line2D] = []
     for index, (name, (x, y)) in enumerate(zip(labels, lines, strict=True)):

@@ -1,37 +1,31 @@
 """A sweep's directory: the runs of a grid of settings side by side, and what is kept of all of them."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import orjson
+from typing import Any, ClassVar
 
 from tinkertools.errors import RunError
 from tinkertools.files import write_json
-from tinkertools.runs.directory import RunDirectory, newest_run
+from tinkertools.runs.directory import newest_run
+from tinkertools.runs.many import ManyRuns
 
 # Of `sweep.json` and `results.json`.
 SWEEP_VERSION = 1
 
 _SWEEP = "sweep.json"
 _RESULTS = "results.json"
-_CONFIGS = "configs"
-_OUTPUTS = "logs"
 _PLOTS = "plots"
 
 
 @dataclass(frozen=True)
-class SweepDirectory:
-    """One sweep."""
+class SweepDirectory(ManyRuns):
+    """One sweep; `sweep.json` holds the settings of all runs, and the grid."""
 
-    path: Path
-
-    @property
-    def file(self) -> Path:
-        """`sweep.json`: the settings of all runs, and the grid."""
-        return self.path / _SWEEP
+    FILE = _SWEEP
+    VERSION = SWEEP_VERSION
+    WHAT = "sweep"
+    HOLDS: ClassVar = {"config": dict, "grid": dict}
 
     @property
     def results(self) -> Path:
@@ -43,59 +37,9 @@ class SweepDirectory:
         """The folder of curves, a line a run."""
         return self.path / _PLOTS
 
-    @property
-    def exists(self) -> bool:
-        """Whether the sweep was begun."""
-        return self.file.is_file()
-
-    def run(self, name: str) -> RunDirectory:
-        """One of its runs."""
-        return RunDirectory(self.path / name)
-
-    def config(self, name: str) -> Path:
-        """The YAML file with the whole configuration of a run."""
-        return self.path / _CONFIGS / f"{name}.yaml"
-
-    def output(self, name: str) -> Path:
-        """What a run said while it was trained."""
-        return self.path / _OUTPUTS / f"{name}.txt"
-
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Create the sweep: from now on it is found."""
-        write_json(self.file, {"version": SWEEP_VERSION, **values})
-
-    def read(self) -> dict[str, Any]:
-        """What `write` wrote.
-
-        Raises:
-            RunError: it is damaged, or another version wrote it.
-        """
-        again = "put a copy of it back, or start a new sweep"
-        try:
-            values = orjson.loads(self.file.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.file} is not readable: {error}", hint=again) from error
-        if not isinstance(values, dict) or not all(isinstance(values.get(key), dict) for key in ("config", "grid")):
-            raise RunError(f"{self.file} is damaged: it must hold a configuration and a grid", hint=again)
-        if values.get("version") != SWEEP_VERSION:
-            raise RunError(
-                f"{self.path} was written by tinkertools {values.get('tinkertools')} in format "
-                f"{values.get('version')}; this version reads format {SWEEP_VERSION}",
-                hint=f"go on with it in tinkertools {values.get('tinkertools')}",
-            )
-        return values
-
     def write_results(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write `results.json`; a number that is none is null there."""
         write_json(self.results, {"version": SWEEP_VERSION, "runs": rows})
-
-    def lock(self) -> AbstractContextManager[None]:
-        """Be the only process that starts runs of the sweep.
-
-        Raises:
-            RunError: another one does.
-        """
-        return RunDirectory(self.path).lock()
 
 
 def find_sweep(name: str, output_dir: Path) -> SweepDirectory | None:

@@ -27,8 +27,9 @@ equal everything pass a test of the first kind, and all but the last none of the
 
 What it cannot protect against: a program that looks through its own process while a test of the second kind runs
 (frames, memory) can find the token there; one whose values are made to satisfy the test, by overriding operators or
-shadowing names the test uses, satisfies it. One that knows the tests can answer them by heart. Names and sizes of
-files can be asked for anywhere (not their content), time can be measured, and a flaw of the kernel is not guarded.
+shadowing names the test uses, satisfies it. One that knows the tests can answer them by heart. Sizes and times of files
+can be asked for anywhere (not their content), time can be measured, and a flaw of the kernel is not guarded against.
+Where this process itself is killed, programs end with it, and a directory with what one has written is left behind.
 """
 
 import ast
@@ -64,7 +65,8 @@ class Limits:
     """What a program may use.
 
     Attributes:
-        seconds: of wall-clock time, for all tests; each has an equal share, and so has loading the program.
+        seconds: of wall-clock time, for all tests; each has an equal share, and so has each loading of the program,
+            which a test that ends the process has done anew.
         memory: bytes of address space.
         output: bytes printed.
         file_bytes: of one file; all together may have four times as many.
@@ -348,7 +350,8 @@ def _compared(source: str) -> tuple[str, Any] | None:
         expected = ast.literal_eval(test.comparators[0])
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return None
-    return ast.unparse(test.left), expected
+    # As it is written: a tree may be too deep to be made into text. It may go over lines that parentheses held.
+    return f"({ast.get_source_segment(source, test.left)})", expected
 
 
 def _short(text: str) -> str:

@@ -127,10 +127,16 @@ def _plain(value: Any, depth: int = 0) -> str:
         return str(value)
     for kind, write in _WRITERS:
         if isinstance(value, kind):
+            if hasattr(kind, "__len__") and kind.__len__(value) > _LONGEST_VALUE:
+                raise ValueError("a value that is too large")
             text = write(value, depth + 1)
             if len(text) > _LONGEST_VALUE:
                 raise ValueError("a value that is too large")
             return text
+    for module, name in (("fractions", "Fraction"), ("decimal", "Decimal")):
+        # Not imported for the programs that do without.
+        if (exact := getattr(sys.modules.get(module), name, None)) and isinstance(value, exact):
+            return _ratio(*exact.as_integer_ratio(value))
     raise TypeError(f"a value of type {type(value).__name__}, where the test expects plain data")
 
 
@@ -139,6 +145,15 @@ def _float(value: float, depth: int) -> str:
     if text == "nan":
         raise ValueError("nan, which equals nothing")
     return text.replace("inf", "1e999")
+
+
+def _ratio(above: int, below: int) -> str:
+    """A fraction as the whole or floating number that equals it."""
+    if below == 1:
+        return int.__repr__(above)
+    if (above / below).as_integer_ratio() != (above, below):
+        raise ValueError("a fraction, which equals no floating number")
+    return _float(above / below, 0)
 
 
 def _sequence(kind: Any, start: str, end: str) -> Callable[[Any, int], str]:

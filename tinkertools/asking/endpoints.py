@@ -1,4 +1,4 @@
-"""Who may be asked to judge, and how: services with OpenAI's or Anthropic's API, and models of our engines."""
+"""Who may be asked, and how: services with OpenAI's or Anthropic's API, and models of our engines."""
 
 import asyncio
 import importlib.util
@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 from tinkertools.config import AUTO_RENDERER, OUTPUT_DIR, ServerSettings, without_password
 from tinkertools.engines import Choice, choose, open_service
 from tinkertools.errors import EngineError, RunError, UsageError, without_secrets
-from tinkertools.judging.verdicts import Question
 from tinkertools.reporting import Notify
 
 if TYPE_CHECKING:
@@ -26,9 +25,9 @@ if TYPE_CHECKING:
 
 Provider = Literal["openai", "anthropic", "tinker", "local"]
 
-# Enough for a reason after much thinking, on services that count thinking as answer.
+# Enough for much thinking and an answer, on services that count thinking as answer.
 MAX_TOKENS = 4096
-# On our own engines, whose models think little and are slow here.
+# On our own engines, whose models think little and are slow here; enough for a short answer.
 MAX_TOKENS_OF_ENGINES = 512
 TEMPERATURE = 0
 # How often the clients ask again, with pauses that grow or that the server names.
@@ -48,24 +47,28 @@ _FORMS = "openai:MODEL, anthropic:MODEL, tinker:MODEL, tinker://PATH or local:FO
 
 
 @dataclass(frozen=True)
-class JudgeModel:
-    """Who judges.
+class AskedModel:
+    """A model that is asked.
 
     Attributes:
         provider: what answers.
         model: its name there: a folder for the embedded engine, a name or `tinker://` path on a Tinker server.
         address: of the server, without any password; None is the provider's own.
         url: of a Tinker server, as it was given.
+        option: the option that named it, for errors: it is no part of who it is.
+        max_tokens: most tokens of an answer.
     """
 
     provider: Provider
     model: str
     address: str | None = None
     url: str | None = field(default=None, repr=False)
+    option: str = field(kw_only=True, compare=False)
+    max_tokens: int = field(kw_only=True)
 
     @property
     def name(self) -> str:
-        """The judge as `--judge` takes it, for people and for files."""
+        """The model as options take it, for people and for files."""
         return self.model if self.model.startswith("tinker://") else f"{self.provider}:{self.model}"
 
     @property
@@ -74,21 +77,33 @@ class JudgeModel:
         return self.provider in _HOSTED
 
     def identity(self) -> dict[str, Any]:
-        """All that decides what this judge answers, as JSON values; of models in folders, what is in them."""
+        """All that decides what this model answers, as JSON values; of models in folders, what is in them."""
         found: dict[str, Any] = {"provider": self.provider, "model": self.model, "address": self.address}
-        limit = MAX_TOKENS if self.hosted else MAX_TOKENS_OF_ENGINES
-        found |= {"temperature": TEMPERATURE, "max_tokens": limit}
+        found |= {"temperature": TEMPERATURE, "max_tokens": self.max_tokens}
         if self.provider == "local":
             from tinkertools.fingerprints import of_base_model, of_weights
 
-            weights, base_model = _in_folder(self.model)
+            weights, base_model = _in_folder(self.option, self.model)
             found["model"] = [of_base_model(base_model, "local"), of_weights(weights) if weights else None]
         return found
 
 
 @dataclass(frozen=True)
+class Question:
+    """What a model is asked.
+
+    Attributes:
+        system: its task.
+        text: what it is about.
+    """
+
+    system: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Reply:
-    """What a judge answered.
+    """What a model answered.
 
     Attributes:
         text: its words.
@@ -127,37 +142,42 @@ class Nobody:
         raise Failed("it was not to be asked")
 
 
-def parse_judge(name: str, base_url: str | None = None) -> JudgeModel:
-    """The judge that `--judge` names, once it is clear that it can be asked; nothing is sent.
+def parse_model(
+    option: str, name: str, base_url: str | None = None, engine_tokens: int = MAX_TOKENS_OF_ENGINES
+) -> AskedModel:
+    """The model that an option names, once it is clear that it can be asked; nothing is sent.
 
     Args:
+        option: such as `--judge`; errors name it.
         name: what the user typed.
         base_url: of a Tinker server, where an option names it.
+        engine_tokens: most tokens of an answer by a model on one of our engines.
 
     Raises:
         UsageError: nobody is named by that, or a key, a library or a folder is missing.
     """
-    provider, model = _split(name)
+    provider, model = _split(option, name)
     if not model:
-        raise UsageError(f"--judge {name} names no model", hint=f"--judge takes {_FORMS}")
+        raise UsageError(f"{option} {name} names no model", hint=f"{option} takes {_FORMS}")
     if provider == "local":
         if not Path(model).is_dir():
-            raise UsageError(f"--judge {name}: there is no folder {model}", hint=f"--judge takes {_FORMS}")
-        _in_folder(model)
-        return JudgeModel(provider, str(Path(model).resolve()))
+            raise UsageError(f"{option} {name}: there is no folder {model}", hint=f"{option} takes {_FORMS}")
+        _in_folder(option, model)
+        return AskedModel(provider, str(Path(model).resolve()), option=option, max_tokens=engine_tokens)
     if provider == "tinker":
         server = ServerSettings.from_environment(base_url)
         if not (server.has_key or server.base_url or os.environ.get("TINKER_CREDENTIAL_CMD")):
             raise UsageError(
-                f"--judge {name} is on a Tinker server, and there is no key for one",
+                f"{option} {name} is on a Tinker server, and there is no key for one",
                 hint="export TINKER_API_KEY=… or write it into .env, or name a server of your own: --base-url URL",
             )
         url = server.base_url
-        return JudgeModel(provider, model, without_password(url) if url else None, url)
-    return _hosted_judge(name, provider, model)
+        address = without_password(url) if url else None
+        return AskedModel(provider, model, address, url, option=option, max_tokens=engine_tokens)
+    return _hosted_model(option, name, provider, model)
 
 
-def _split(name: str) -> tuple[Provider, str]:
+def _split(option: str, name: str) -> tuple[Provider, str]:
     """Who answers to a name, and what the model is called there."""
     if name.startswith("tinker://"):
         return "tinker", name
@@ -171,12 +191,12 @@ def _split(name: str) -> tuple[Provider, str]:
         if pattern.match(name):
             return provider, name
     raise UsageError(
-        f"--judge {name}: it is not clear who that is",
-        hint=f"--judge takes {_FORMS}; openai: stands for any server with an OpenAI API, at OPENAI_BASE_URL",
+        f"{option} {name}: it is not clear who that is",
+        hint=f"{option} takes {_FORMS}; openai: stands for any server with an OpenAI API, at OPENAI_BASE_URL",
     )
 
 
-def _hosted_judge(name: str, provider: Provider, model: str) -> JudgeModel:
+def _hosted_model(option: str, name: str, provider: Provider, model: str) -> AskedModel:
     key, url = _HOSTED[provider]
     address = os.environ.get(url)
     if address and (urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname):
@@ -185,36 +205,37 @@ def _hosted_judge(name: str, provider: Provider, model: str) -> JudgeModel:
     if not os.environ.get(key) and not (provider == "openai" and address):
         also = ", or OPENAI_BASE_URL=… for a server of your own" if provider == "openai" else ""
         raise UsageError(
-            f"--judge {name} needs a key, and {key} is not set", hint=f"export {key}=… or write it into .env{also}"
+            f"{option} {name} needs a key, and {key} is not set", hint=f"export {key}=… or write it into .env{also}"
         )
     if importlib.util.find_spec(provider) is None:
         raise UsageError(
-            f"--judge {name}: the library {provider} is not installed",
+            f"{option} {name}: the library {provider} is not installed",
             hint="python -m pip install 'tinkertools[judge]'",
         )
-    return JudgeModel(provider, model, without_password(address) if address else None)
+    address = without_password(address) if address else None
+    return AskedModel(provider, model, address, option=option, max_tokens=MAX_TOKENS)
 
 
 @asynccontextmanager
-async def open_endpoint(judge: JudgeModel, notify: Notify, timeout: float) -> AsyncIterator[Endpoint]:
-    """The judge, ready to be asked; for a `with` block.
+async def open_endpoint(model: AskedModel, notify: Notify, timeout: float) -> AsyncIterator[Endpoint]:
+    """A model, ready to be asked; for a `with` block.
 
     Args:
-        judge: who is asked.
-        notify: is told what is waited for, and what the judge does not take.
+        model: who is asked.
+        notify: is told what is waited for, and what the model does not take.
         timeout: seconds that an answer may take, with all that is asked again for it.
     """
     async with AsyncExitStack() as stack:
-        if judge.hosted:
-            make = _OpenAI if judge.provider == "openai" else _Anthropic
-            hosted = make(judge, notify, timeout)
+        if model.hosted:
+            make = _OpenAI if model.provider == "openai" else _Anthropic
+            hosted = make(model, notify, timeout)
             stack.push_async_callback(hosted.close)
             yield hosted
         else:
-            choice, weights = _choose(judge)
+            choice, weights = _choose(model)
             service = open_service(choice, None, notify, timeout=timeout)
             stack.enter_context(service)
-            yield _engine(service, choice, weights)
+            yield _engine(service, choice, weights, model)
 
 
 class _Hosted:
@@ -222,8 +243,8 @@ class _Hosted:
 
     _client: Any
 
-    def __init__(self, judge: JudgeModel, notify: Notify, timeout: float) -> None:
-        self._judge = judge
+    def __init__(self, model: AskedModel, notify: Notify, timeout: float) -> None:
+        self._model = model
         self._notify = notify
         self._timeout = timeout
         # Parameters that models refuse are left out from then on: the newest know no temperature.
@@ -260,23 +281,23 @@ class _Hosted:
         if _status(error) != 400 or "temperature" not in said or not self._temperature:
             return False
         self._temperature = False
-        self._notify(f"{self._judge.name} takes no temperature: asking without, so its answers may vary")
+        self._notify(f"{self._model.name} takes no temperature: asking without, so its answers may vary")
         return True
 
     def _explained(self, error: Exception) -> Exception:
         """An error of the client in the user's words."""
-        key, url = _HOSTED[self._judge.provider]
-        status, said, judge = _status(error), _said(error), self._judge
-        where = judge.address or judge.provider
+        key, url = _HOSTED[self._model.provider]
+        status, said, model = _status(error), _said(error), self._model
+        where = model.address or model.provider
         if status in (401, 403):
             return EngineError(
                 f"{where} refuses the key in {key} (HTTP {status}): {said}",
-                hint=f"export {key}=… with a key that may use {judge.model}",
+                hint=f"export {key}=… with a key that may use {model.model}",
             )
         if status == 404:
             return EngineError(
-                f"{where} does not have {judge.model} (HTTP 404): {said}",
-                hint=f"--judge {judge.provider}:MODEL with a model that it has; {url} is the address that is asked",
+                f"{where} does not have {model.model} (HTTP 404): {said}",
+                hint=f"{model.option} {model.provider}:MODEL with one that it has; {url} is the address that is asked",
             )
         return Failed(f"HTTP {status}: {said}" if status is not None else said)
 
@@ -284,12 +305,12 @@ class _Hosted:
 class _OpenAI(_Hosted):
     """Any server with OpenAI's API."""
 
-    def __init__(self, judge: JudgeModel, notify: Notify, timeout: float) -> None:
+    def __init__(self, model: AskedModel, notify: Notify, timeout: float) -> None:
         from openai import AsyncOpenAI
 
-        super().__init__(judge, notify, timeout)
+        super().__init__(model, notify, timeout)
         # Servers of others know the older name of the limit, the newest models of OpenAI only the newer one.
-        self._limit = "max_tokens" if judge.address else "max_completion_tokens"
+        self._limit = "max_tokens" if model.address else "max_completion_tokens"
         self._client = AsyncOpenAI(
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
             base_url=os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1",
@@ -298,11 +319,11 @@ class _OpenAI(_Hosted):
         )
 
     async def _ask(self, question: Question) -> Reply:
-        settings: dict[str, Any] = {self._limit: MAX_TOKENS}
+        settings: dict[str, Any] = {self._limit: self._model.max_tokens}
         if self._temperature:
             settings["temperature"] = TEMPERATURE
         answer = await self._client.chat.completions.create(
-            model=self._judge.model,
+            model=self._model.model,
             messages=[{"role": "system", "content": question.system}, {"role": "user", "content": question.text}],
             **settings,
         )
@@ -325,10 +346,10 @@ class _OpenAI(_Hosted):
 class _Anthropic(_Hosted):
     """Anthropic's service, or one like it."""
 
-    def __init__(self, judge: JudgeModel, notify: Notify, timeout: float) -> None:
+    def __init__(self, model: AskedModel, notify: Notify, timeout: float) -> None:
         from anthropic import AsyncAnthropic
 
-        super().__init__(judge, notify, timeout)
+        super().__init__(model, notify, timeout)
         self._client = AsyncAnthropic(
             api_key=os.environ["ANTHROPIC_API_KEY"],
             base_url=os.environ.get("ANTHROPIC_BASE_URL") or "https://api.anthropic.com",
@@ -340,10 +361,10 @@ class _Anthropic(_Hosted):
         # Newer versions of the client have no parameter for the temperature, and send it all the same.
         settings: dict[str, object] = {"temperature": TEMPERATURE} if self._temperature else {}
         answer = await self._client.messages.create(
-            model=self._judge.model,
+            model=self._model.model,
             system=question.system,
             messages=[{"role": "user", "content": question.text}],
-            max_tokens=MAX_TOKENS,
+            max_tokens=self._model.max_tokens,
             extra_body=settings,
         )
         blocks = _of(answer, "content")
@@ -361,6 +382,7 @@ class _Engine:
     sampler: "SamplingClient"
     renderer: "Renderer"
     max_length: int | None
+    max_tokens: int
 
     async def reply(self, question: Question) -> Reply:
         """See `Endpoint`."""
@@ -373,13 +395,13 @@ class _Engine:
         try:
             asked = self.renderer.generation_prompt({"messages": messages})
         except RenderError as error:
-            raise Failed(f"the judge's renderer: {error}") from error
+            raise Failed(f"the model's renderer: {error}") from error
         read = len(asked.tokens)
-        limit = MAX_TOKENS_OF_ENGINES
+        limit = self.max_tokens
         if self.max_length is not None:
             limit = min(limit, self.max_length - read)
         if limit < 1:
-            raise Failed(f"the question has {read:,} tokens, and the judge takes {self.max_length:,}")
+            raise Failed(f"the question has {read:,} tokens, and the model takes {self.max_length:,}")
         params = types.SamplingParams(max_tokens=limit, temperature=TEMPERATURE, seed=0, stop=self.renderer.stop_tokens)
         try:
             pending = self.sampler.sample(to_model_input(asked.tokens, asked.images), 1, params)
@@ -390,8 +412,8 @@ class _Engine:
         return Reply(text, sequence.stop_reason != "stop", read, len(sequence.tokens))
 
 
-def _engine(service: "Service", choice: Choice, weights: "Weights | None") -> _Engine:
-    """The judge on an engine that is open.
+def _engine(service: "Service", choice: Choice, weights: "Weights | None", model: AskedModel) -> _Engine:
+    """The model on an engine that is open.
 
     Raises:
         RunError: nobody says what the weights were trained on.
@@ -407,26 +429,28 @@ def _engine(service: "Service", choice: Choice, weights: "Weights | None") -> _E
         found = service.base_model_of(source)
         if found is None:
             raise RunError(
-                f"the server does not say what {source} was trained on", hint="name another judge, such as a base model"
+                f"the server does not say what {source} was trained on",
+                hint=f"name another model with {model.option}, such as a base model",
             )
         base_model = found
     renderer = load_renderer(base_model, (weights.renderer if weights else None) or AUTO_RENDERER)
-    return _Engine(service.create_sampling_client(source, base_model), renderer, service.max_length(base_model))
+    sampler = service.create_sampling_client(source, base_model)
+    return _Engine(sampler, renderer, service.max_length(base_model), model.max_tokens)
 
 
-def _choose(judge: JudgeModel) -> tuple[Choice, "Weights | None"]:
-    """The engine of a judge, and the adapter, where it has one. A server's adapter may have a base yet to be asked."""
+def _choose(model: AskedModel) -> tuple[Choice, "Weights | None"]:
+    """The engine of a model, and the adapter, where it has one. A server's adapter may have a base yet to be asked."""
     from tinkertools.runs.directory import find_weights
 
-    if judge.provider == "local":
-        weights, base_model = _in_folder(judge.model)
+    if model.provider == "local":
+        weights, base_model = _in_folder(model.option, model.model)
         return choose("local", base_model, ServerSettings(None, False)), weights
-    if judge.model.startswith("tinker://"):
-        return Choice("tinker", "", "the judge is on a server", judge.url), find_weights(judge.model, OUTPUT_DIR)
-    return choose("tinker", judge.model, ServerSettings(judge.url, False)), None
+    if model.model.startswith("tinker://"):
+        return Choice("tinker", "", "the model is on a server", model.url), find_weights(model.model, OUTPUT_DIR)
+    return choose("tinker", model.model, ServerSettings(model.url, False)), None
 
 
-def _in_folder(folder: str) -> tuple["Weights | None", str]:
+def _in_folder(option: str, folder: str) -> tuple["Weights | None", str]:
     """The adapter in a folder, where it holds one or is a run, and the base model.
 
     Raises:
@@ -440,7 +464,9 @@ def _in_folder(folder: str) -> tuple["Weights | None", str]:
         return None, folder
     weights = find_weights(folder, OUTPUT_DIR)
     if weights.directory is None or weights.base_model is None:
-        raise RunError(f"{folder} does not say which base model it was trained on", hint="name another judge")
+        raise RunError(
+            f"{folder} does not say which base model it was trained on", hint=f"name another model with {option}"
+        )
     return weights, weights.base_model
 
 
@@ -455,7 +481,7 @@ async def _in_thread(function: Callable[[], Any]) -> Any:
         except BaseException as error:  # noqa: BLE001 - it is raised again where the result is awaited
             future.set_exception(error)
 
-    threading.Thread(target=run, daemon=True, name="tt judge").start()
+    threading.Thread(target=run, daemon=True, name="tt asks").start()
     return await asyncio.wrap_future(future)
 
 

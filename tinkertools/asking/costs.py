@@ -1,4 +1,4 @@
-"""What asking a judge costs: the tokens that it counts, and dollars where the price of one is known."""
+"""What asking a model costs: the tokens that it counts, and dollars where the price of one is known."""
 
 import math
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ _PER = 1_000_000
 
 
 @dataclass(frozen=True)
-class JudgePrice:
-    """Dollars for a million tokens that a judge reads, and that it writes."""
+class TokenPrice:
+    """Dollars for a million tokens that a model reads, and that it writes."""
 
     read: float
     written: float
@@ -20,8 +20,12 @@ class JudgePrice:
         return (tokens_in * self.read + tokens_out * self.written) / _PER
 
 
-def parse_price(text: str) -> JudgePrice:
-    """A price as `--judge-price` takes it, `IN,OUT`.
+def parse_price(option: str, text: str) -> TokenPrice:
+    """A price as an option such as `--judge-price` takes it, `IN,OUT`.
+
+    Args:
+        option: the option, which errors name.
+        text: what the user typed.
 
     Raises:
         UsageError: it is none.
@@ -32,7 +36,7 @@ def parse_price(text: str) -> JudgePrice:
         read = written = math.nan
     if not (0 <= read < math.inf and 0 <= written < math.inf):
         raise UsageError(
-            f"--judge-price {text} is no price",
-            hint="dollars for a million tokens read and for a million written, for example --judge-price 2.5,10",
+            f"{option} {text} is no price",
+            hint=f"dollars for a million tokens read and for a million written, for example {option} 2.5,10",
         )
-    return JudgePrice(read, written)
+    return TokenPrice(read, written)
