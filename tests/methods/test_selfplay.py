@@ -128,7 +128,7 @@ def test_advantages_are_returns_less_the_mean_of_the_seat() -> None:
     ]
     found = learnt(matches, 0)
     # Eight moves; the draw has no advantage; the two equal moves are one datum, with both advantages.
-    expected = {
+    expected: dict[tuple[int, ...], list[float]] = {
         (5, 6): [1 + 2 / 3], (5,): [-1, 2 / 3, 2 / 3, -4 / 3], (8,): [-1],
     }  # fmt: skip
     by_tokens: dict[tuple[int, ...], list[float]] = {}
