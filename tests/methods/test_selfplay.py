@@ -20,7 +20,7 @@ from tinkertools import console, local
 from tinkertools.chat.examples import Prompt
 from tinkertools.chat.rendering import load_renderer
 from tinkertools.errors import DataError
-from tinkertools.games import FixedPlayer, Match, ModelPlayer, Move, Rules, find_game, paired, play, score
+from tinkertools.games import Match, ModelPlayer, Move, Rules, find_game, paired, play, score
 from tinkertools.methods.selfplay import learnt, rehearse
 from tinkertools.runs.directory import RunDirectory
 
@@ -281,30 +281,3 @@ def test_what_has_played_itself_beats_its_start(train: Tt, untied: str, longer: 
     steps = log_of(run)["steps"]
     assert len(steps) == 24
     assert win_rate(find_game(longer), untied, run, None, tmp_path / "store", temperature=0.2) >= 0.7
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_nim_is_learnt_by_playing(tt: Tt, starter: str, tmp_path: Path, seed: int) -> None:
-    # The starter model knows nothing of games: it is shown the fixed opponent's moves, which win nothing.
-    rules, moves = find_game("nim"), []
-    for number in range(300):
-        match = Match(rules, number)
-        play([match], (FixedPlayer(), FixedPlayer()), 0)
-        moves += match.moves
-    rows = [
-        {"messages": [{"role": "user", "content": move.prompt}, {"role": "assistant", "content": move.text}]}
-        for move in moves
-    ]
-    (tmp_path / "moves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    warm = run_of(
-        tt("train", "--data", "moves.jsonl", "--batch", 32, "--max-steps", 24, "--learning-rate", "1e-3",
-           "--save-every", 0, "--run-name", "warm")
-    )  # fmt: skip
-    run = run_of(
-        tt("train", "--method", "selfplay", "--load-checkpoint-path", warm.path, "--batch", 64, "--max-steps", 15,
-           "--max-tokens", 4, "--learning-rate", "2e-3", "--save-every", 0, "--seed", seed)
-    )  # fmt: skip
-    evals = log_of(run)["evals"]
-    assert evals[-1]["win_rate"] > evals[0]["win_rate"]
-    assert win_rate(rules, starter, run, warm.final_weights, tmp_path / "store") >= 0.7
