@@ -15,8 +15,7 @@ import tinkertools
 from tinkertools.config import TIMEOUT_SECONDS, ServerSettings
 from tinkertools.errors import UploadError, UsageError
 from tinkertools.publishing import Options, check_ready, options_of_run, publish
-from tinkertools.reporting import Voice
-from tinkertools.reporting import Report
+from tinkertools.reporting import Report, Voice
 from tinkertools.runs.directory import RunDirectory
 
 Tt = Callable[..., Any]

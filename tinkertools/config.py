@@ -441,7 +441,7 @@ class TrainConfig(BaseModel):
 
     game: Annotated[
         str,
-        Setting("selfplay.game", "What is played: nim, or MODULE:CLASS.", methods=("selfplay",)),
+        Setting("selfplay.game", "What is played: nim, FILE.py:CLASS, or MODULE:CLASS.", methods=("selfplay",)),
     ] = "nim"
     eval_games: Annotated[
         int,

@@ -1,6 +1,7 @@
 """Which engine a command uses, and how to open it."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -132,3 +133,14 @@ def open_service(
     from tinkertools import local
 
     return local.ServiceClient(store=store, notify=notify)
+
+
+def together(sampler: "SamplingClient") -> AbstractContextManager[None]:
+    """A block whose requests to a sampling client are answered side by side, however fast they come.
+
+    On the embedded engine the numbers of an answer depend, in their last digits, on what is computed beside it; with
+    such blocks a run repeats to the byte. No result may be waited for within one. A server does as it likes.
+    """
+    from tinkertools.local.sampling import SamplingClient as Local
+
+    return sampler.together() if isinstance(sampler, Local) else nullcontext()

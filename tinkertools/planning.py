@@ -50,6 +50,7 @@ def plan_run(given: Given, ask: Ask) -> Plan:
         UsageError: settings contradict each other, or more is needed.
         RunError: the run's directory is there.
     """
+    from tinkertools.games import whole_name
     from tinkertools.runs.directory import RunDirectory, never_begun, new_run
 
     config = given.config()
@@ -63,8 +64,9 @@ def plan_run(given: Given, ask: Ask) -> Plan:
     server = ServerSettings.from_environment(config.base_url)
     choice = choose(config.engine, config.base_model or None, server)
     config = config.changed(
+        game=whole_name(config.game),
         base_model=choice.base_model,
-        data=data_source(config.data, choice),
+        data="" if config.method == "selfplay" else data_source(config.data, choice),
         eval_data=_whole_path(config.eval_data),
         engine=choice.engine,
         base_url=without_password(choice.base_url) if choice.base_url else None,
@@ -144,11 +146,14 @@ _PLACES = ("log_path", "output_dir", "run_name")
 def as_started(given: dict[str, Any], started: TrainConfig, metadata: dict[str, Any]) -> dict[str, Any]:
     """Settings given beside a run as the run's are kept, so that equal ones are equal."""
     from tinkertools.chat.rendering import choose_renderer
+    from tinkertools.games import whole_name
 
     found = dict(given)
     for name in ("data", "base_model", "eval_data", "load_checkpoint_path"):
         if name in found:
             found[name] = _whole_path(found[name])
+    if "game" in found:
+        found["game"] = whole_name(found["game"])
     if found.get("engine") == "auto":
         del found["engine"]
     if found.get("base_url"):

@@ -152,7 +152,7 @@ def refuse_changed(
     before = metadata.get("fingerprints", {})
     found = []
     if metadata["data"]["fingerprint"] != now["data"]["fingerprint"]:
-        found.append(f"the data in {config.data}")
+        found.append(f"the data in {config.data}" if config.data else f"the game {config.game}")
     if metadata["data"].get("held_out") != now["data"].get("held_out"):
         found.append("the held-out data")
     different = [
@@ -173,7 +173,7 @@ def refuse_changed(
             "not the same",
             hint="name the data that it was started with, or start a new run",
         )
-    verb = "has" if len(found) == 1 and different else "have"
+    verb = "has" if len(found) == 1 and (different or not config.data) else "have"
     listed = found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}"
     hint = "put the old data back, or start a new run" if not different else "put back what it was, or start a new run"
     old, new = metadata.get("versions", {}), now["versions"]

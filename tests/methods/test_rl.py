@@ -21,7 +21,7 @@ from tinkertools import console
 from tinkertools.chat.examples import Prompt as ModelPrompt
 from tinkertools.methods.prompts import Asked
 from tinkertools.methods.rl import GroupRewards
-from tinkertools.methods.rollouts import Group, Rollout, seed_of
+from tinkertools.methods.rollouts import Group, Rollout
 from tinkertools.prompts import Prompt
 from tinkertools.rewards import Rewarded, Sample
 from tinkertools.rewards.samples import Closing
@@ -140,13 +140,6 @@ def test_the_penalty_is_each_token_s_own_less_the_mean_of_the_group() -> None:
     np.testing.assert_allclose(found.advantages[0][0], [-0.1 * (gaps[0] - mean), -0.1 * (gaps[1] - mean)], atol=1e-6)
     np.testing.assert_allclose(found.advantages[0][1], [-0.1 * (gaps[2] - mean)], atol=1e-6)
     np.testing.assert_allclose(found.values["kl"], gaps, atol=1e-6)
-
-
-def test_seeds_differ_with_every_part_of_their_place() -> None:
-    places = list(itertools.product(range(3), range(30), range(30)))
-    assert len({seed_of(*place) for place in places}) == len(places)
-    assert seed_of(0, 1, 23) == seed_of(0, 1, 23)
-    assert all(0 <= seed_of(*place) < 2**31 for place in places)
 
 
 # Runs, with a reward of the user's.

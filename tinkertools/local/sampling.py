@@ -1,7 +1,9 @@
 """The sampling client of the embedded engine."""
 
 import secrets
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -90,6 +92,20 @@ class SamplingClient(Ready):
         """log p of each token of `prompt` given those before it; None for the first, or for all but the last n."""
         question = Question(tokens_of(prompt, "the sequence"), last=_last_n(prompt_logprobs_last_n, True))
         return self._base.worker.submit_shared(("logprobs", self._adapter), question, self._compute_logprobs)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is asked for in the block is begun when it ends, all of it side by side; it must not be waited for.
+
+        Beside what else an answer is computed shows in the last digits of its numbers, and without this that depends on
+        how fast the requests come.
+        """
+        asked = threading.Event()
+        self._base.worker.submit(asked.wait)
+        try:
+            yield
+        finally:
+            asked.set()
 
     def get_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The base model's tokenizer."""

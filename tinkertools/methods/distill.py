@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinkertools.chat.datums import fit, to_model_input
-from tinkertools.chat.examples import Tokens
+from tinkertools.chat.datums import fit
 from tinkertools.chat.rendering import render_all
 from tinkertools.config import AUTO_RENDERER, PrepareDefaults, TrainConfig, TrainOnWhat
 from tinkertools.errors import DataError, RunError, UsageError
@@ -26,9 +25,19 @@ from tinkertools.files import explain_os_errors
 from tinkertools.kept import Kept, key_of
 from tinkertools.methods.base import Bench, find_renderer, starting_sampler
 from tinkertools.methods.prompts import Asked, Prompts, read_prompts
-from tinkertools.methods.rollouts import Credited, Floats, Group, OnPolicy, answered, request, seed_of
+from tinkertools.methods.rollouts import (
+    Credited,
+    Floats,
+    Group,
+    OnPolicy,
+    answered,
+    logprobs_of,
+    request,
+    request_logprobs,
+)  # fmt: skip
 from tinkertools.methods.sft import Supervised
 from tinkertools.reporting import Voice
+from tinkertools.seeds import derived
 
 if TYPE_CHECKING:
     from tinkertools.chat.conversations import Conversation
@@ -198,10 +207,8 @@ class Teacher:
             for start in range(0, len(left), _AT_ONCE):
                 part = left[start : start + _AT_ONCE]
                 told = [Asked(asked[i].prompt, self._input(asked[i], renderer), asked[i].max_tokens) for i in part]
-                futures = [
-                    request(sampler, one, count, self._bench, renderer, seed_of(self._bench.config.seed, what, i))
-                    for i, one in zip(part, told, strict=True)
-                ]
+                seeds = [derived(self._bench.config.seed, what, i) for i in part]
+                futures = request(sampler, told, seeds, count, self._bench, renderer)
                 for i, one, future in zip(part, told, futures, strict=True):
                     group = answered(one, future, renderer)
                     if group.error is not None:
@@ -210,12 +217,14 @@ class Teacher:
                     kept.put(keys[i], [rollout.text for rollout in group.rollouts if rollout.finished])
                 report(len(asked) - len(left) + start + len(part))
 
-    def logprobs(self, asked: Asked, answer: Sequence[int]) -> Any:
-        """Ask how likely the teacher finds an answer to a prompt: a future of the logprobs of the whole sequence."""
+    def logprobs(self, groups: Sequence[Group]) -> list[Any]:
+        """Ask how likely the teacher finds each answer of the groups: futures for `logprobs_of`."""
         sampler, renderer = self._open()
-        told = self._input(asked, renderer)
-        tokens: Tokens = np.concatenate((told.tokens, np.asarray(answer, np.int32)))
-        return sampler.compute_logprobs(to_model_input(tokens, told.images))
+        told = [self._input(group.asked, renderer) for group in groups]
+        return request_logprobs(
+            sampler,
+            [(one, rollout.tokens) for one, group in zip(told, groups, strict=True) for rollout in group.rollouts],
+        )
 
     def refuse_other_tokens(self) -> None:
         """What the student said can be scored only by a teacher that makes text of tokens as it does.
@@ -300,13 +309,10 @@ class TeacherCredit:
 
     def __call__(self, groups: Sequence[Group]) -> Credited:
         """See `Credit`."""
-        asked = [[self.teacher.logprobs(group.asked, rollout.tokens) for rollout in group.rollouts] for group in groups]
+        futures = iter(self.teacher.logprobs(groups))
         found = Credited([], [], {"reverse_kl": []})
-        for group, futures in zip(groups, asked, strict=True):
-            gaps: list[Floats] = [
-                np.array(future.result()[-len(rollout.tokens) :], np.float32) - rollout.logprobs
-                for rollout, future in zip(group.rollouts, futures, strict=True)
-            ]
+        for group in groups:
+            gaps: list[Floats] = [logprobs_of(next(futures), rollout) - rollout.logprobs for rollout in group.rollouts]
             if not gaps:
                 found.advantages.append([])
                 found.rewards.append([])

@@ -16,16 +16,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinkertools.chat.datums import to_model_input
-from tinkertools.chat.examples import Tokens
 from tinkertools.config import TrainConfig
 from tinkertools.engines import snapshot
 from tinkertools.errors import EngineError
 from tinkertools.methods.base import Bench, find_renderer, starting_sampler
 from tinkertools.methods.prompts import Asked, Prompts, read_prompts
-from tinkertools.methods.rollouts import Credited, Floats, Group, OnPolicy, Rollout, answered, request, seed_of
+from tinkertools.methods.rollouts import (
+    Credited,
+    Floats,
+    Group,
+    OnPolicy,
+    Rollout,
+    answered,
+    logprobs_of,
+    request,
+    request_logprobs,
+)  # fmt: skip
 from tinkertools.reporting import Voice
 from tinkertools.rewards import Reward, Rewarded, RewardSpec, Sample, Scorer, open_reward, parse_reward
+from tinkertools.seeds import derived
 
 if TYPE_CHECKING:
     from tinkertools.chat.rendering import Renderer
@@ -98,14 +107,12 @@ class GroupRewards:
 
     def __call__(self, groups: Sequence[Group]) -> Credited:
         """See `Credit`."""
+        answers = [(group.asked.input, rollout.tokens) for group in groups for rollout in group.rollouts]
         # Asked first: they are on their way while rewards are found.
-        references = [
-            [self._ask_reference(group, rollout) for rollout in group.rollouts] if self.reference else []
-            for group in groups
-        ]
+        references = iter(request_logprobs(self.reference, answers) if self.reference else ())
         flat = iter(rewarded(self.reward, [(group.asked, rollout) for group in groups for rollout in group.rollouts]))
         found = Credited([], [], {"reward": []}, {"unrewarded": 0, "zero_advantage_groups": 0})
-        for group, asked in zip(groups, references, strict=True):
+        for group in groups:
             rewards = [next(flat) for _ in group.rollouts]
             found.rewards.append([one.value for one in rewards])
             found.problems += [one.error for one in rewards if one.error is not None]
@@ -114,20 +121,14 @@ class GroupRewards:
             found.values["reward"] += known
             if known and min(known) == max(known):
                 found.counts["zero_advantage_groups"] += 1
-            drifts = (
-                [_drift(rollout, future.result()) for rollout, future in zip(group.rollouts, asked, strict=True)]
-                if asked
-                else []
-            )
+            drifts = [
+                rollout.logprobs - logprobs_of(future, rollout)
+                for rollout, future in zip(group.rollouts, references, strict=False)
+            ]
             if drifts:
                 found.values.setdefault("kl", []).extend(np.concatenate(drifts).tolist())
             found.advantages.append(self._advantages(group, [one.value for one in rewards], drifts))
         return found
-
-    def _ask_reference(self, group: Group, rollout: Rollout) -> Any:
-        assert self.reference is not None
-        tokens: Tokens = np.concatenate((group.asked.input.tokens, np.asarray(rollout.tokens, np.int32)))
-        return self.reference.compute_logprobs(to_model_input(tokens, group.asked.input.images))
 
     def _advantages(
         self, group: Group, rewards: Sequence[float | None], drifts: Sequence[Floats]
@@ -160,11 +161,6 @@ def rewarded(reward: Reward, answers: Sequence[tuple[Asked, Rollout]]) -> list[R
     )  # fmt: skip
 
 
-def _drift(rollout: Rollout, logprobs: Sequence[float | None]) -> Floats:
-    """log q − log r of each token of an answer, from the reference's logprobs of the whole sequence."""
-    return rollout.logprobs - np.array(logprobs[-len(rollout.tokens) :], np.float32)
-
-
 @dataclass
 class HeldOutRewards:
     """`Evaluation` by the rewards of one answer to each held-out prompt, sampled as those that are trained on.
@@ -185,10 +181,8 @@ class HeldOutRewards:
         sampler = snapshot(
             client, self.bench.service, config.base_model, f"eval_{self.bench.first_step:04d}_{self._made:04d}"
         )
-        return [
-            request(sampler, asked, 1, self.bench, self.renderer, seed_of(config.seed, "held out", i))
-            for i, asked in enumerate(self.asked)
-        ]
+        seeds = [derived(config.seed, "held out", i) for i in range(len(self.asked))]
+        return request(sampler, self.asked, seeds, 1, self.bench, self.renderer)
 
     def result(self, pending: list[Any]) -> dict[str, Any]:
         """The mean `reward` of those that have one, and how many have none.

@@ -3,7 +3,6 @@
 What the credit is, is for the method to say (`Credit`): rewards in `rl`, a teacher's likelihoods in `distill`.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tinkertools.chat.datums import to_model_input
+from tinkertools.chat.examples import Prompt
 from tinkertools.config import PolicyLoss
-from tinkertools.engines import snapshot
+from tinkertools.engines import snapshot, together
 from tinkertools.errors import EngineError, ServerTimeoutError
 from tinkertools.methods.base import Bench
 from tinkertools.methods.policy import policy_datum, policy_loss, policy_loss_config
 from tinkertools.methods.prompts import Asked
 from tinkertools.runs.rollouts import Rollouts
+from tinkertools.seeds import derived
 
 if TYPE_CHECKING:
     from tinker import types
@@ -33,8 +34,6 @@ Floats = npt.NDArray[np.float32]
 
 # A step's groups are trained in so many passes on a server: one is computed while the next ones are still sampled.
 _PASSES = 4
-# Seeds are whole numbers that every server takes.
-_SEEDS = 2**31
 
 
 @dataclass(frozen=True)
@@ -94,25 +93,42 @@ class Credit(Protocol):
         ...
 
 
-def seed_of(*parts: object) -> int:
-    """A seed of its own for each place in a run, the same whenever it is repeated."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % _SEEDS
-
-
-def request(sampler: "SamplingClient", asked: Asked, count: int, bench: Bench, renderer: "Renderer", seed: int) -> Any:
-    """Ask for `count` answers to a prompt, without waiting for them: a future of what `answered` reads."""
+def request(
+    sampler: "SamplingClient", asked: Sequence[Asked], seeds: Sequence[int], count: int, bench: Bench,
+    renderer: "Renderer",
+) -> list[Any]:  # fmt: skip
+    """Ask for `count` answers to each prompt, without waiting for them: a future for each, which `answered` reads."""
     from tinker import types
 
-    params = types.SamplingParams(
-        max_tokens=asked.max_tokens, temperature=bench.config.temperature, seed=seed, stop=renderer.stop_tokens
-    )
-    try:
-        return sampler.sample(to_model_input(asked.input.tokens, asked.input.images), count, params)
-    except ServerTimeoutError:
-        raise
-    except EngineError as error:
-        return error
+    def ask(one: Asked, seed: int) -> Any:
+        params = types.SamplingParams(
+            max_tokens=one.max_tokens, temperature=bench.config.temperature, seed=seed, stop=renderer.stop_tokens
+        )
+        try:
+            return sampler.sample(to_model_input(one.input.tokens, one.input.images), count, params)
+        except ServerTimeoutError:
+            raise
+        except EngineError as error:
+            return error
+
+    with together(sampler):
+        return [ask(one, seed) for one, seed in zip(asked, seeds, strict=True)]
+
+
+def request_logprobs(sampler: "SamplingClient", answers: Sequence[tuple[Prompt, Sequence[int]]]) -> list[Any]:
+    """Ask how likely a model finds answers to prompts: a future for each, which `logprobs_of` reads."""
+    with together(sampler):
+        return [
+            sampler.compute_logprobs(
+                to_model_input(np.concatenate((prompt.tokens, np.asarray(answer, np.int32))), prompt.images)
+            )
+            for prompt, answer in answers
+        ]
+
+
+def logprobs_of(future: Any, rollout: Rollout) -> Floats:
+    """Wait for the logprobs of an answer's tokens, (T,)."""
+    return np.array(future.result()[-len(rollout.tokens) :], np.float32)
 
 
 def answered(asked: Asked, future: Any, renderer: "Renderer") -> Group:
@@ -252,13 +268,11 @@ class OnPolicy:
             return
         config = self.bench.config
         assert self._sampler is not None
-        self._requested[step] = [
-            request(
-                self._sampler, self.asked[i], config.group_size, self.bench, self.renderer,
-                seed_of(config.seed, step, i),
-            )
-            for i in self.batches.at(step)
-        ]  # fmt: skip
+        indices = self.batches.at(step)
+        self._requested[step] = request(
+            self._sampler, [self.asked[i] for i in indices], [derived(config.seed, step, i) for i in indices],
+            config.group_size, self.bench, self.renderer,
+        )  # fmt: skip
 
     def _groups(self, step: int) -> Iterator[list[Group]]:
         """The groups of a step, as they are in, in as many parts as there are passes."""
