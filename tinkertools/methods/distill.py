@@ -221,10 +221,8 @@ class Teacher:
         """Ask how likely the teacher finds each answer of the groups: futures for `logprobs_of`."""
         sampler, renderer = self._open()
         told = [self._input(group.asked, renderer) for group in groups]
-        return request_logprobs(
-            sampler,
-            [(one, rollout.tokens) for one, group in zip(told, groups, strict=True) for rollout in group.rollouts],
-        )
+        pairs = zip(told, groups, strict=True)
+        return request_logprobs(sampler, [(one, rollout.tokens) for one, group in pairs for rollout in group.rollouts])
 
     def refuse_other_tokens(self) -> None:
         """What the student said can be scored only by a teacher that makes text of tokens as it does.
