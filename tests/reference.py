@@ -20,7 +20,7 @@ BEGIN = "<!-- Made by `python tests/reference.py`: change the code, not this. --
 END = "<!-- Here ends what is made. -->"
 
 _KINDS = {bool: "switch", int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
-_SECTIONS = tuple(dict.fromkeys(setting(name).key.partition(".")[0] for name in TrainConfig.model_fields))
+_SECTIONS = tuple(dict.fromkeys(setting(name).key.rpartition(".")[0] for name in TrainConfig.model_fields))
 
 Row = tuple[str, ...]
 
@@ -35,8 +35,8 @@ def reference() -> str:
         parts.append(f"### Options of tt {name}")
         parts.append(_table([("option", "value", "default", "")] + [_row(param, function) for param in own]))
         for section in _SECTIONS if _settings_of(name) else ():
-            fields = [field for field in _settings_of(name) if setting(field).key.startswith(f"{section}.")]
-            titles = ("option", "value", "default", f"key in `{section}:`", "")
+            fields = [field for field in _settings_of(name) if setting(field).key.rpartition(".")[0] == section]
+            titles = ("option", "value", "default", f"key in `{section}:`" if section else "key, in no section", "")
             parts.append(_table([titles, *map(_setting_row, fields)]))
     return "\n\n".join(parts)
 
@@ -85,7 +85,7 @@ def _kind(annotation: Any) -> str:
 def _setting_row(name: str) -> Row:
     """A setting of a run: its option, and its key in the file."""
     about, default = setting(name), TrainConfig.model_fields[name].default
-    key = about.key.partition(".")[2]
+    key = about.key.rpartition(".")[2]
     if not about.flag:
         values = type_shown(name) + ",…" * about.sweep
         return (f"`{option_of(name)}`", values, _code(default_shown(name)), f"`{key}`", about.help)
