@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from tinkertools.chat.sources import find_source
 from tinkertools.config import TrainConfig
+from tinkertools.planning import plan_run
 from tinkertools.runs.directory import RunDirectory
-from tinkertools.settings import write_yaml
+from tinkertools.settings import Given, write_yaml
 
 Tt = Callable[..., Any]
 WEIGHTS = "adapter_model.safetensors"
@@ -289,3 +290,26 @@ def test_print_config_gives_the_same_run(train: Tt, tt: Tt) -> None:
     second = run_of(tt("train", "--config", "again.yaml"))
     assert weights_of(second) == weights_of(first)
     assert config_of(second) == config_of(first).changed(run_name="second")
+
+
+def test_what_names_a_file_is_kept_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("prompts.jsonl", "rules.txt", "rewards.py"):
+        Path(name).write_text("x = 1\n")
+    Path("judge").mkdir()
+    common = {"base_model": tiny, "data": "prompts.jsonl", "engine": "local"}
+
+    def planned(**given: Any) -> TrainConfig:
+        return plan_run(Given(common | given), lambda path: None).config
+
+    assert planned(method="rl", reward="rewards.py:x").reward == f"{tmp_path}/rewards.py:x"
+    assert planned(method="rl", reward="score:judge").reward == f"score:{tmp_path}/judge"
+    assert planned(method="rl", reward="score:tinker://a/b").reward == "score:tinker://a/b"
+    assert planned(method="rl", reward="regex:judge").reward == "regex:judge"
+    assert planned(method="distill", teacher="judge", teacher_system="rules.txt").teacher == f"{tmp_path}/judge"
+    assert planned(method="distill", teacher_system="rules.txt").teacher_system == f"{tmp_path}/rules.txt"
+    told = "Be kind. " * 1000
+    assert planned(method="distill", teacher_system=told).teacher_system == told
+    assert planned(method="distill", teacher="Qwen/Qwen3-8B").teacher == "Qwen/Qwen3-8B"

@@ -50,7 +50,6 @@ def plan_run(given: Given, ask: Ask) -> Plan:
         UsageError: settings contradict each other, or more is needed.
         RunError: the run's directory is there.
     """
-    from tinkertools.games import whole_name
     from tinkertools.runs.directory import RunDirectory, never_begun, new_run
 
     config = given.config()
@@ -64,13 +63,11 @@ def plan_run(given: Given, ask: Ask) -> Plan:
     server = ServerSettings.from_environment(config.base_url)
     choice = choose(config.engine, config.base_model or None, server)
     config = config.changed(
-        game=whole_name(config.game),
+        **{name: _from_anywhere(name, value) for name in _NAMES if (value := getattr(config, name))},
         base_model=choice.base_model,
         data="" if config.method == "selfplay" else data_source(config.data, choice),
-        eval_data=_whole_path(config.eval_data),
         engine=choice.engine,
         base_url=without_password(choice.base_url) if choice.base_url else None,
-        load_checkpoint_path=_whole_path(config.load_checkpoint_path) if config.load_checkpoint_path else None,
     )
     now = datetime.now().astimezone()
     run = RunDirectory(path) if path is not None else new_run(config.output_dir, config.base_model, now)
@@ -139,6 +136,9 @@ def plan_resumed(run: "RunDirectory", given: Given) -> Plan:
     return Plan(config, choice, run, metadata, started, given)
 
 
+# Settings that may name a file or a folder.
+_NAMES = ("data", "base_model", "eval_data", "load_checkpoint_path", "teacher", "teacher_system", "reward", "game")
+
 # Where a run is, is known when it goes on.
 _PLACES = ("log_path", "output_dir", "run_name")
 
@@ -146,14 +146,8 @@ _PLACES = ("log_path", "output_dir", "run_name")
 def as_started(given: dict[str, Any], started: TrainConfig, metadata: dict[str, Any]) -> dict[str, Any]:
     """Settings given beside a run as the run's are kept, so that equal ones are equal."""
     from tinkertools.chat.rendering import choose_renderer
-    from tinkertools.games import whole_name
 
-    found = dict(given)
-    for name in ("data", "base_model", "eval_data", "load_checkpoint_path"):
-        if name in found:
-            found[name] = _whole_path(found[name])
-    if "game" in found:
-        found["game"] = whole_name(found["game"])
+    found = {name: _from_anywhere(name, value) if name in _NAMES and value else value for name, value in given.items()}
     if found.get("engine") == "auto":
         del found["engine"]
     if found.get("base_url"):
@@ -181,8 +175,20 @@ def data_source(named: str, choice: Choice) -> str:
     )
 
 
+def _from_anywhere(name: str, value: str) -> str:
+    """A setting that names something which may be a file, by its whole path: a run can go on from anywhere."""
+    from tinkertools.games import whole_name
+
+    if name == "reward" and value.startswith("score:"):
+        return f"score:{_whole_path(value.removeprefix('score:'))}"
+    return whole_name(value) if name in ("game", "reward") else _whole_path(value)
+
+
 def _whole_path(named: str) -> str:
-    return str(Path(named).resolve()) if named and Path(named).exists() else named
+    try:
+        return str(Path(named).resolve()) if named and Path(named).exists() else named
+    except OSError:  # a text that is too long for a name
+        return named
 
 
 def limits_of_model(config: TrainConfig, service: "Service | None") -> "Limits":
