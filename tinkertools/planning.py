@@ -62,13 +62,11 @@ def plan_run(given: Given, ask: Ask) -> Plan:
         replaces = True
     server = ServerSettings.from_environment(config.base_url)
     choice = choose(config.engine, config.base_model or None, server)
-    config = config.changed(
-        **{name: _from_anywhere(name, value) for name in _NAMES if (value := getattr(config, name))},
-        base_model=choice.base_model,
-        data="" if config.method == "selfplay" else data_source(config.data, choice),
-        engine=choice.engine,
-        base_url=without_password(choice.base_url) if choice.base_url else None,
-    )
+    named = {name: _from_anywhere(name, value) for name in _NAMES if (value := getattr(config, name))}
+    named["data"] = "" if config.method == "selfplay" else data_source(config.data, choice)
+    named["base_model"] = choice.base_model
+    address = without_password(choice.base_url) if choice.base_url else None
+    config = config.changed(engine=choice.engine, base_url=address, **named)
     now = datetime.now().astimezone()
     run = RunDirectory(path) if path is not None else new_run(config.output_dir, config.base_model, now)
     return Plan(config, choice, run, given=given, replaces=replaces)
