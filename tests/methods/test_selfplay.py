@@ -314,7 +314,7 @@ def legal_moves(file: Path) -> None:
     file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in told))
 
 
-# Four minutes a seed on two quiet cores.
+# Minutes a seed, nearly all of it for the matches: too long for every change.
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", [0, 1, 2])
