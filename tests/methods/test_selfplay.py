@@ -20,7 +20,7 @@ from tinkertools import console, local
 from tinkertools.chat.examples import Prompt
 from tinkertools.chat.rendering import load_renderer
 from tinkertools.errors import DataError
-from tinkertools.games import FixedPlayer, Match, ModelPlayer, Move, Rules, find_game, paired, play, score
+from tinkertools.games import Match, ModelPlayer, Move, Rules, find_game, paired, play, score
 from tinkertools.methods.selfplay import baselines, learnt, rehearse
 from tinkertools.runs.directory import RunDirectory
 
@@ -302,33 +302,3 @@ def test_what_has_played_itself_beats_its_start(train: Tt, untied: str, longer: 
     steps = log_of(run)["steps"]
     assert len(steps) == 24
     assert win_rate(find_game(longer), untied, run, None, tmp_path / "store", temperature=0.2) >= 0.7
-
-
-def legal_moves(file: Path) -> None:
-    """Each legal move of Nim as a conversation, in the order of the positions: what the README shows a model first."""
-    matches = [Match(find_game("nim"), seed) for seed in range(300)]
-    play(matches, (FixedPlayer(), FixedPlayer()), seed=0)
-    moves = sorted({(move.prompt, move.text) for match in matches for move in match.moves})
-    assert len(moves) == 10 * 3 + 2 + 1
-    told = ([{"role": "user", "content": prompt}, {"role": "assistant", "content": text}] for prompt, text in moves)
-    file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in told))
-
-
-# Minutes a seed, nearly all of it for the matches: too long for every change.
-@pytest.mark.long
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_starter_model_that_has_played_nim_with_itself_beats_its_start(
-    tt: Tt, starter: str, tmp_path: Path, seed: int
-) -> None:
-    legal_moves(tmp_path / "moves.jsonl")
-    shown = run_of(
-        tt("train", "--base-model", starter, "--data", "moves.jsonl", "--batch", 33, "--epochs", 110,
-           "--learning-rate", "1e-3", "--lr-schedule", "constant", "--rank", 32, "--val-fraction", 0, "--seed", 0)
-    )  # fmt: skip
-    run = run_of(
-        tt("train", "--method", "selfplay", "--base-model", starter, "--load-checkpoint-path", shown.final_weights,
-           "--batch", 64, "--max-steps", 24, "--learning-rate", "3e-4", "--lr-schedule", "constant", "--rank", 32,
-           "--max-tokens", 4, "--eval-every", 0, "--eval-games", 10, "--save-every", 0, "--seed", seed)
-    )  # fmt: skip
-    assert win_rate(find_game("nim"), starter, run, shown.final_weights, tmp_path / "store") >= 0.7
