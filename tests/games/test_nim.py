@@ -31,7 +31,7 @@ def test_a_match_of_legal_moves_is_the_sum_of_what_is_taken(seed: int, draws: li
     for drawn in draws:
         assert game.player == player
         assert game.winner is None
-        assert game.prompt().startswith(f"{stones} stones: ")
+        assert game.prompt().endswith(f" Stones: {stones}")
         taken = min(drawn, stones)
         game.play(f"I take {taken}.")
         stones -= taken

@@ -21,7 +21,7 @@ from tinkertools.chat.examples import Prompt
 from tinkertools.chat.rendering import load_renderer
 from tinkertools.errors import DataError
 from tinkertools.games import Match, ModelPlayer, Move, Rules, find_game, paired, play, score
-from tinkertools.methods.selfplay import learnt, rehearse
+from tinkertools.methods.selfplay import baselines, learnt, rehearse
 from tinkertools.runs.directory import RunDirectory
 
 Tt = Callable[..., Any]
@@ -116,8 +116,9 @@ def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         yield
 
 
-def test_advantages_are_returns_less_the_mean_of_the_seat() -> None:
+def test_advantages_are_returns_less_what_the_position_brought_elsewhere() -> None:
     # In seat 0, player 0 wins, loses and draws: 1, −1, 0, mean 0. In seat 1 it wins twice and loses once: mean 1/3.
+    # Prompt a was answered in each seat: 1 is held against (1 + 0) / 2 and against (1 + 1/3) / 2. No other came back.
     matches = [
         finished(0, 0, (0, "a", [5, 6]), (1, "x", [7])),
         finished(1, 0, (0, "b", [5]), (1, "y", [7]), (0, "c", [8]), (1, "z", [9])),
@@ -129,7 +130,7 @@ def test_advantages_are_returns_less_the_mean_of_the_seat() -> None:
     found = learnt(matches, 0)
     # Eight moves; the draw has no advantage; the two equal moves are one datum, with both advantages.
     expected: dict[tuple[int, ...], list[float]] = {
-        (5, 6): [1 + 2 / 3], (5,): [-1, 2 / 3, 2 / 3, -4 / 3], (8,): [-1],
+        (5, 6): [1 / 2 + 1 / 3], (5,): [-1, 2 / 3, 2 / 3, -4 / 3], (8,): [-1],
     }  # fmt: skip
     by_tokens: dict[tuple[int, ...], list[float]] = {}
     for datum in found.datums:
@@ -148,7 +149,27 @@ def test_advantages_are_returns_less_the_mean_of_the_seat() -> None:
     other = learnt(matches, 1)
     total = sum(one.loss_fn_inputs["advantages"].tolist()[2] for one in other.datums)
     assert len(other.datums) == 3
-    assert total == pytest.approx((-1 + 1 + 1 - 2 / 3) / 4)
+    assert total == pytest.approx((-1 / 2 + 1 + 1 - 1 / 3) / 4)
+
+
+def test_a_match_says_nothing_of_its_own_moves() -> None:
+    # Of four matches in seat 0, player 0 wins two: mean 0.
+    matches = [
+        finished(0, 0, (0, "a", [5]), (1, "a", [5]), (0, "a", [6]), (0, "b", [5])),
+        finished(1, 0, (0, "a", [5])),
+        finished(1, 0, (0, "a", [5]), (0, "c", [5])),
+        finished(0, 0),
+    ]
+    expected = [[-2 / 3, -2 / 3, 0], [(2 - 1) / 4], [(2 - 1) / 4, 0], []]
+    assert baselines(matches, 0) == [pytest.approx(one) for one in expected]
+
+
+@pytest.mark.parametrize("others", [1, 10, 1000])
+def test_a_position_that_is_lost_whatever_is_done_teaches_ever_less(others: int) -> None:
+    lost = [finished(1, 0, (0, "a", [5 + number % 3])) for number in range(others + 1)]
+    won = [finished(0, 0, (0, "b", [5])) for _ in lost]
+    for [found] in baselines([*lost, *won], 0)[: len(lost)]:
+        assert found == pytest.approx(-others / (others + 1))
 
 
 def test_where_all_matches_end_alike_there_is_nothing_to_learn() -> None:
@@ -245,7 +266,7 @@ def test_a_dry_run_shows_what_is_asked(tt: Tt) -> None:
     found = tt("train", "--method", "selfplay", "--max-steps", 5, "--dry-run", "--engine", "local")
     assert found.code == 0, found.err
     assert "game: nim" in found.err
-    assert "stones: take 1, 2 or 3" in found.out
+    assert "Take 1, 2 or 3: who takes the last stone wins." in found.out
     assert "steps: 5 of 64 games" in found.err
 
 

@@ -27,7 +27,7 @@ class Nim:
 
     def prompt(self) -> str:
         """See `Game`."""
-        return f"{self.stones} stones: take 1, 2 or 3. Who takes the last stone wins. Say a number."
+        return f"Take 1, 2 or 3: who takes the last stone wins. Say a number. Stones: {self.stones}"
 
     def play(self, answer: str) -> None:
         """See `Game`."""

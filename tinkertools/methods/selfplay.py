@@ -1,14 +1,15 @@
 """Self-play: two adapters on one base model learn a game by playing it against each other.
 
 A step plays `batch` matches between the run's adapter and its opponent, each start position once with either of them in
-seat 0. The return of a match, 1, 0 or −1, is that of each of a player's moves in it. What is better or worse than the
-mean of that player in that seat in this step, the baseline, is the advantage of all tokens of the move (REINFORCE with
-a baseline: Williams 1992, https://doi.org/10.1007/BF00992696). Advantages are divided by the player's number of moves
-in the step, so that the loss, a sum over tokens, is a mean over moves however the step is cut into requests.
+seat 0. The return of a match, 1, 0 or −1, is that of each of a player's moves in it. What it is better or worse than
+the baseline, see `baselines`, is the advantage of all tokens of the move (REINFORCE with a baseline: Williams 1992,
+https://doi.org/10.1007/BF00992696). Advantages are divided by the player's number of moves in the step, so that the
+loss, a sum over tokens, is a mean over moves however the step is cut into requests.
 """
 
 import hashlib
 import itertools
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -180,30 +181,60 @@ class Learnt:
     trained_tokens: int
 
 
+def baselines(matches: Sequence[Match], player: int) -> list[list[float]]:
+    """What each of a player's moves could be expected to bring, from the other finished matches of the step.
+
+    A prompt tells the whole position, and how good a position is says nothing of the move that is made in it. So a move
+    is held against the player's moves that answered the same prompt in other matches; its own match is left out (Kool,
+    van Hoof and Welling 2019, https://openreview.net/forum?id=r1lgTGL5DE). The mean return of the player in that seat
+    counts as one such move: all there is where nobody else came by, and hardly anything where many did.
+
+    Returns:
+        for each match, one baseline for each of the player's moves in it, in their order.
+    """
+    returns = {seat: [match.return_of(player) for match in matches if match.seat_of[player] == seat] for seat in (0, 1)}
+    asked = [Counter(move.prompt for move in match.moves if move.player == player) for match in matches]
+    totals: dict[str, float] = defaultdict(float)
+    counts: Counter[str] = Counter()
+    for match, prompts in zip(matches, asked, strict=True):
+        counts.update(prompts)
+        for prompt, count in prompts.items():
+            totals[prompt] += count * match.return_of(player)
+    found = []
+    for match, prompts in zip(matches, asked, strict=True):
+        own, of_seat = match.return_of(player), returns[match.seat_of[player]]
+        seat_mean = sum(of_seat) / len(of_seat)
+        expected = {
+            prompt: (totals[prompt] - count * own + seat_mean) / (counts[prompt] - count + 1)
+            for prompt, count in prompts.items()
+        }
+        found.append([expected[move.prompt] for move in match.moves if move.player == player])
+    return found
+
+
 def learnt(matches: Sequence[Match], player: int) -> Learnt:
     """The moves of a player in finished matches, with their advantages: return less baseline, a mean over its moves.
 
     Equal answers to equal prompts are one datum, and their advantages add up to its own: where the model that is
     trained is the one that played, the losses are linear in them.
     """
-    returns = {seat: [match.return_of(player) for match in matches if match.seat_of[player] == seat] for seat in (0, 1)}
-    made = [(match, move) for match in matches for move in match.moves if move.player == player]
+    made = [
+        (move, match.return_of(player) - baseline)
+        for match, expected in zip(matches, baselines(matches, player), strict=True)
+        for move, baseline in zip([move for move in match.moves if move.player == player], expected, strict=True)
+    ]
     moves: dict[tuple[str, tuple[int, ...]], Move] = {}
     advantages: dict[tuple[str, tuple[int, ...]], float] = {}
-    trained_tokens = 0
-    for match, move in made:
-        of_seat = returns[match.seat_of[player]]
-        advantage = match.return_of(player) - sum(of_seat) / len(of_seat)
+    for move, advantage in made:
         key = (move.prompt, move.tokens)
         moves.setdefault(key, move)
         advantages[key] = advantages.get(key, 0.0) + advantage / len(made)
-        trained_tokens += len(move.tokens) if advantage else 0
     datums = [
         policy_datum(move.asked, move.tokens, move.logprobs, [advantages[key]] * len(move.tokens))
         for key, move in moves.items()
         if advantages[key]
     ]
-    return Learnt(datums, trained_tokens)
+    return Learnt(datums, sum(len(move.tokens) for move, advantage in made if advantage))
 
 
 @dataclass(frozen=True)
