@@ -18,7 +18,7 @@ from tinkertools.runs.directory import RunDirectory
 from tinkertools.runs.log import TrainingLog
 
 Tt = Callable[..., Any]
-RL_STEPS = 6
+RL_STEPS = 4
 WEIGHTS = "final_lora_weights/adapter_model.safetensors"
 
 STAGES = f"""\
@@ -38,7 +38,7 @@ stages:
     dataset: {{name: shown.jsonl, batch_size: 2}}
     training: {{max_steps: {RL_STEPS}}}
     infrastructure: {{load_checkpoint_path: stage:sft}}
-    rl: {{reward: score:stage:judge, group_size: 3, max_tokens: 16}}
+    rl: {{reward: score:stage:judge, group_size: 2, max_tokens: 12}}
 """
 
 
