@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import NEWEST, Run, SkyRL, Start, ended, until_state
+from servers import NEWEST, Ran, Run, SkyRL, Start, ended, until_state
 
 # Starting the server may take as long as downloading it.
 pytestmark = pytest.mark.timeout(1500)
@@ -34,7 +34,7 @@ def steps_of(run: Path) -> list[Any]:
     return steps
 
 
-def finished(ran: Any, workplace: Path) -> Path:
+def finished(ran: Ran, workplace: Path) -> Path:
     """The run that a command made, with an adapter that was fetched."""
     assert ran.code == 0, ran.err
     run = workplace / ran.out.strip()
