@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 pytest_plugins = ["hub_fixtures", "judge_fixtures", "model_families", "server_fixtures"]
 
 # One server is enough for all tests of these files.
-_ON_ONE_WORKER = ("test_conformance.py", "test_skyrl.py")
+_ON_ONE_WORKER = ("test_conformance.py", "test_skyrl.py", "test_skyrl_methods.py")
 
 
 # What takes minutes begins first, so that no worker is left alone with it at the end.

@@ -167,3 +167,13 @@ def ended(process: "subprocess.Popen[str]") -> Ran:
         pytest.fail(f"no end in {COMMAND_SECONDS} s:\n{out}{err}")
     assert KEY not in out + err
     return Ran(process.returncode, out, err)
+
+
+def until_state(run: Path, process: "subprocess.Popen[str]") -> None:
+    """Wait until a run has recorded a state to go on from."""
+    given_up = time.monotonic() + COMMAND_SECONDS
+    while not (run / "training_state" / "state.json").is_file():
+        if process.poll() is not None or time.monotonic() > given_up:
+            process.kill()
+            pytest.fail(f"no state: {process.communicate()}")
+        time.sleep(0.02)

@@ -243,7 +243,7 @@ class StandIn(HttpServer):
             again, as the vendor's service does it; without, every request is done, as SkyRL does it.
         latency: seconds before each answer.
         pyqwest: whether newer SDKs are told to use their own transport instead of httpx's.
-        answer: tokens of each sample.
+        answer: tokens of a sample; a second one of the same request says them twice, and so on.
         title: what its description of itself is called; None where it has none.
         losses: the names of the losses that it takes.
 
@@ -520,13 +520,14 @@ class StandIn(HttpServer):
     def _sample(self, body: dict[str, Any]) -> dict[str, Any]:
         length = sum(len(chunk["tokens"]) for chunk in body["prompt"]["chunks"])
         most = body["sampling_params"].get("max_tokens")
-        tokens = list(self._answer[:most])
-        sequence = {
-            "tokens": tokens, "logprobs": [-1.0] * len(tokens),
-            "stop_reason": "stop" if len(tokens) == len(self._answer) else "length",
-        }  # fmt: skip
+        sequences = []
+        for number in range(1, body.get("num_samples", 1) + 1):
+            whole = self._answer * number
+            tokens = list(whole[:most])
+            reason = "stop" if len(tokens) == len(whole) else "length"
+            sequences.append({"tokens": tokens, "logprobs": [-1.0] * len(tokens), "stop_reason": reason})
         scored = [None, *[-1.0] * (length - 1)] if body.get("prompt_logprobs") else None
-        return {"type": "sample", "sequences": [sequence] * body.get("num_samples", 1), "prompt_logprobs": scored}
+        return {"type": "sample", "sequences": sequences, "prompt_logprobs": scored}
 
     def _external_urls(self, request: Request, path: str) -> Response:
         if path not in self.checkpoints:

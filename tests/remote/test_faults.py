@@ -355,6 +355,48 @@ def test_lost_answer_is_asked_for_again_where_repeats_are_known(
         check_run(run, server, undisturbed)
 
 
+REWARDS = """
+def length(sample):
+    return len(sample.answer) / 10
+"""
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("drop_after", "optim_step", 4),
+        Fault("error_before", "forward_backward", 7),
+        Fault("drop_after", "save_weights_for_sampler", 5),
+        Fault("busy", "asample", 6),
+    ],
+    ids=lambda fault: f"{fault.kind} {fault.endpoint}",
+)
+def test_reinforcement_goes_on_to_the_weights_of_an_undisturbed_run(
+    train: Train, run: Path, starter: str, tmp_path: Path, fault: Fault
+) -> None:
+    """A step's answers come from the server, and what is learnt of them is in the datums, which the ledger knows."""
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    options = ["--method", "rl", "--reward", "rewards.py:length", "--group-size", 2, "--max-tokens", 8]
+    with StandIn([starter], knows_repeats=False) as server:
+        result = train(server.url, *options, timeout=60)
+        assert result.code == 0, result.err
+        lineage = server.lineage(kept(run / "final_lora_weights")["sampler"])
+        check_run(run, server, lineage)
+    assert [len(step.examples) for step in lineage] == [4] * STEPS
+    undisturbed = run.rename(run.with_name("undisturbed"))
+    with StandIn([starter], knows_repeats=False) as server:
+        with Proxy(server.url, [fault]) as proxy:
+            result = train(proxy.url, *options)
+            assert proxy.met
+        check_words(result, run)
+        assert (result.code == 0) == (fault.kind == "busy"), result.err
+        if result.code:
+            result = train(server.url, "--resume", run, timeout=60)
+        assert result.code == 0, result.err
+        check_run(run, server, lineage)
+    assert (run / "rollouts.jsonl").read_bytes() == (undisturbed / "rollouts.jsonl").read_bytes()
+
+
 def test_key_is_never_shown(
     tmp_path: Path, starter: str, server: StandIn, train: Train, environment: dict[str, str]
 ) -> None:

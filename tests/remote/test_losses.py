@@ -257,6 +257,6 @@ def test_samples_have_tokens_and_logprobs(server: StandIn) -> None:
         sampler = service.create_sampling_client(base_model="base")
         prompt = types.ModelInput.from_ints([1, 2, 3])
         answer = sampler.sample(prompt, 2, tinker.SamplingParams(max_tokens=8, temperature=1.0)).result()
-        assert [list(one.tokens) for one in answer.sequences] == [[5, 6, 7]] * 2
-        assert [list(one.logprobs) for one in answer.sequences] == [[-1.0] * 3] * 2
+        assert [list(one.tokens) for one in answer.sequences] == [[5, 6, 7], [5, 6, 7] * 2]
+        assert [list(one.logprobs) for one in answer.sequences] == [[-1.0] * 3, [-1.0] * 6]
         assert sampler.compute_logprobs(prompt).result() == [None, -1.0, -1.0]

@@ -8,8 +8,6 @@ import json
 import math
 import re
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
@@ -18,7 +16,6 @@ from typing import Any
 
 import pytest
 from servers import (
-    COMMAND_SECONDS,
     KEY,
     NEWEST,
     OLDEST,
@@ -29,6 +26,7 @@ from servers import (
     SkyRL,
     Start,
     ended,
+    until_state,
 )
 
 from tinkertools.shipped import SAMPLE_HELD_OUT_DATA, SAMPLE_TRAINING_DATA
@@ -124,16 +122,6 @@ def whole(remote_tt: Run, workplace: Path, options: list[object]) -> Trained:
     ran = remote_tt(NEWEST, "train", *options, "--run-name", "whole", "--debug")
     assert ran.code == 0, ran.err
     return Trained(workplace / "checkpoints" / "whole", ran)
-
-
-def until_state(run: Path, process: "subprocess.Popen[str]") -> None:
-    """Wait until a run has recorded a state to go on from."""
-    given_up = time.monotonic() + COMMAND_SECONDS
-    while not (run / "training_state" / "state.json").is_file():
-        if process.poll() is not None or time.monotonic() > given_up:
-            process.kill()
-            pytest.fail(f"no state: {process.communicate()}")
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")
