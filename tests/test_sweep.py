@@ -456,7 +456,7 @@ def test_more_of_some_figures_is_better(method: MethodName, judged: str) -> None
 
     def outcome(name: str, values: list[float | None], *, finished: bool = True) -> Outcome:
         evals = [{"step": i, judged: value, "illegal": 0} for i, value in enumerate(values)]
-        steps = [
+        steps: list[dict[str, Any]] = [
             {"step": 1, "loss": 0.0, "trained_tokens": 0, judged: None}, {"step": 2, "loss": -1.0, "trained_tokens": 5,
              judged: 0.25}, {"step": 3, "loss": -2.0, "trained_tokens": 50, judged: 0.75},
         ]  # fmt: skip

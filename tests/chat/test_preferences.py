@@ -15,7 +15,8 @@ from tinkertools.chat.sources import find_source
 from tinkertools.chat.splitting import split_preferences
 from tinkertools.config import AUTO_RENDERER
 from tinkertools.errors import DataError
-from tinkertools.prepare import PrepareOptions, prepare
+from tinkertools.prepare import prepare
+from tinkertools.preparing import PrepareOptions
 
 Tt = Callable[..., Any]
 

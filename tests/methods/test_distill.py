@@ -118,7 +118,7 @@ def voiced(tt: Tt, folder: Path, run: object, asked: Sequence[str], system: str 
         "--output", folder / "answers.json",
     )  # fmt: skip
     assert found.code == 0, found.err
-    answers = [one["lora_response"] for one in json.loads((folder / "answers.json").read_text())["results"]]
+    answers: list[str] = [one["lora_response"] for one in json.loads((folder / "answers.json").read_text())["results"]]
     return sum(text.startswith(BEGINS) and text.endswith(ENDS) for text in answers) / len(answers)
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Table(Closing):
 
     name = "table"
 
-    def __init__(self, values: dict[str, float | None]) -> None:
+    def __init__(self, values: Mapping[str, float | None]) -> None:
         self.values = values
 
     def __call__(self, samples: Sequence[Sample]) -> list[Rewarded]:
@@ -67,7 +67,7 @@ def rollout(text: str, *tokens: tuple[int, float]) -> Rollout:
     return Rollout(list(ids), np.array(logprobs, np.float32), text, True)
 
 
-def credit(rewards: dict[str, float | None], group: Sequence[Rollout], **options: Any) -> Any:
+def credit(rewards: Mapping[str, float | None], group: Sequence[Rollout], **options: Any) -> Any:
     return GroupRewards(Table(rewards), **options)([Group(ASKED, list(group))])
 
 

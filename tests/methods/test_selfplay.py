@@ -20,7 +20,7 @@ from tinkertools import console, local
 from tinkertools.chat.examples import Prompt
 from tinkertools.chat.rendering import load_renderer
 from tinkertools.errors import DataError
-from tinkertools.games import Match, ModelPlayer, Move, Rules, find_game, paired, play, score
+from tinkertools.games import FixedPlayer, Match, ModelPlayer, Move, Rules, find_game, paired, play, score
 from tinkertools.methods.selfplay import baselines, learnt, rehearse
 from tinkertools.runs.directory import RunDirectory
 
@@ -302,3 +302,29 @@ def test_what_has_played_itself_beats_its_start(train: Tt, untied: str, longer: 
     steps = log_of(run)["steps"]
     assert len(steps) == 24
     assert win_rate(find_game(longer), untied, run, None, tmp_path / "store", temperature=0.2) >= 0.7
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_nim_is_learnt_by_playing(tt: Tt, starter: str, tmp_path: Path, seed: int) -> None:
+    """From a start that knows the moves and not which are good."""
+    matches = [Match(find_game("nim"), number) for number in range(300)]
+    play(matches, (FixedPlayer(), FixedPlayer()), seed=0)
+    moves = sorted({(move.prompt, move.text) for match in matches for move in match.moves})
+    assert len(moves) == 33  # 12 heaps, three moves each but for the smallest ones
+    rows = [
+        {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]}
+        for prompt, text in moves
+    ]
+    (tmp_path / "moves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = ["--base-model", starter, "--save-every", 0, "--eval-every", 0]
+    start = run_of(
+        tt("train", "--data", "moves.jsonl", "--batch", 33, "--epochs", 140, "--learning-rate", 1e-3, "--rank", 32,
+           "--run-name", "start", *common)
+    )  # fmt: skip
+    run = run_of(
+        tt("train", "--method", "selfplay", "--load-checkpoint-path", start.path, "--batch", 64, "--max-steps", 40,
+           "--learning-rate", 3e-4, "--warmup-steps", 10, "--max-tokens", 4, "--seed", seed, "--run-name", "played",
+           *common)
+    )  # fmt: skip
+    assert win_rate(find_game("nim"), starter, run, start.final_weights, tmp_path / "store", games=400) >= 0.7
