@@ -82,7 +82,8 @@ def expected_gradient(logits: np.ndarray[Any, Any], rewards: Sequence[float], si
     for group in itertools.product(range(len(p)), repeat=size):
         answers = [rollout(str(k), (k, math.log(p[k]))) for k in group]
         found = credit(values, answers, **options).advantages[0]
-        gradient = sum(float(a[0]) * (np.eye(len(p))[k] - p) for a, k in zip(found, group, strict=True)) / size
+        steps = [float(a[0]) * (np.eye(len(p))[k] - p) for a, k in zip(found, group, strict=True) if a is not None]
+        gradient = sum(steps) / size
         total += np.prod(p[list(group)]) * gradient
     return p, total
 
@@ -116,7 +117,9 @@ def test_advantages_are_rewards_less_their_mean_on_every_token(values: list[floa
     rewards = {str(i): value for i, value in enumerate(values)}
     answers = [rollout(str(i), *([(3, -0.5)] * (i + 1))) for i in range(len(values))]
     found = credit(rewards, answers)
-    for i, advantages in enumerate(found.advantages[0]):
+    if len(set(values)) == 1:
+        assert found.advantages == [[None] * len(values)]
+    for i, advantages in enumerate(found.advantages[0] if len(set(values)) > 1 else ()):
         np.testing.assert_allclose(advantages, [values[i] - np.mean(values)] * (i + 1), atol=1e-5)
     assert found.rewards == [values]
     assert found.values["reward"] == values
@@ -131,14 +134,25 @@ def test_a_reward_that_is_missing_costs_that_answer_only() -> None:
     assert found.counts == {"unrewarded": 1, "zero_advantage_groups": 0}
 
 
+@pytest.mark.parametrize("value", [-0.1, 1 / 3, 1.0])
+@pytest.mark.parametrize("size", [3, 6, 7])
+def test_what_rounding_leaves_of_equal_rewards_is_nothing(value: float, size: int) -> None:
+    reference: Any = Reference({3: -1.0})
+    answers = [rollout("a", (3, -1.0 - i * 1e-6)) for i in range(size)]
+    found = credit({"a": value}, answers, reference=reference, kl_penalty=0.1)
+    assert found.advantages == [[None] * size]
+    assert found.counts["zero_advantage_groups"] == 1
+
+
 def test_the_penalty_is_each_token_s_own_less_the_mean_of_the_group() -> None:
     reference: Any = Reference({1: -1.0, 2: -2.0})
     answers = [rollout("a", (1, -0.5), (2, -0.5)), rollout("b", (2, -3.0))]
-    found = credit({"a": 1.0, "b": 1.0}, answers, reference=reference, kl_penalty=0.1)
+    found = credit({"a": 1.5, "b": 0.5}, answers, reference=reference, kl_penalty=0.1)
     gaps = [0.5, 1.5, -1.0]  # log q − log r
     mean = sum(gaps) / 3
-    np.testing.assert_allclose(found.advantages[0][0], [-0.1 * (gaps[0] - mean), -0.1 * (gaps[1] - mean)], atol=1e-6)
-    np.testing.assert_allclose(found.advantages[0][1], [-0.1 * (gaps[2] - mean)], atol=1e-6)
+    expected = [0.5 - 0.1 * (gaps[0] - mean), 0.5 - 0.1 * (gaps[1] - mean)]
+    np.testing.assert_allclose(found.advantages[0][0], expected, atol=1e-6)
+    np.testing.assert_allclose(found.advantages[0][1], [-0.5 - 0.1 * (gaps[2] - mean)], atol=1e-6)
     np.testing.assert_allclose(found.values["kl"], gaps, atol=1e-6)
 
 

@@ -119,15 +119,18 @@ class GroupRewards:
             found.counts["unrewarded"] += sum(one.value is None for one in rewards)
             known = [one.value for one in rewards if one.value is not None]
             found.values["reward"] += known
-            if known and min(known) == max(known):
-                found.counts["zero_advantage_groups"] += 1
+            alike = bool(known) and min(known) == max(known)
+            found.counts["zero_advantage_groups"] += alike
             drifts = [
                 rollout.logprobs - logprobs_of(future, rollout)
                 for rollout, future in zip(group.rollouts, references, strict=False)
             ]
             if drifts:
                 found.values.setdefault("kl", []).extend(np.concatenate(drifts).tolist())
-            found.advantages.append(self._advantages(group, [one.value for one in rewards], drifts))
+            # Adam makes a whole step even of what rounding leaves of a difference.
+            nothing: list[Floats | None] = [None] * len(rewards)
+            values = [one.value for one in rewards]
+            found.advantages.append(nothing if alike else self._advantages(group, values, drifts))
         return found
 
     def _advantages(
