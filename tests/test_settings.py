@@ -134,6 +134,8 @@ def configs(draw: st.DrawFn) -> TrainConfig:
     if method == "rl":
         values["reward"] = values["reward"] or "math"
         values["group_size"] = max(2, values["group_size"])
+    if values.get("preference_loss") == "ipo":
+        values["label_smoothing"] = 0.0
     if method == "selfplay":
         values |= {"data": "", "eval_data": "", "val_fraction": 0.0, "max_steps": max(1, values["max_steps"])}
     values["train_unembed"] |= not (values["train_attn"] or values["train_mlp"])

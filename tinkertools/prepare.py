@@ -115,7 +115,7 @@ def command(
     base_url: BaseUrl = None,
     timeout: TimeoutOption = TIMEOUT_SECONDS,
 ) -> None:
-    """Turn any dataset, or documents, into chat JSONL: one {"messages": […]} a line, or a preference's two answers."""
+    """Turn any dataset, or documents, into chat JSONL: one {"messages": […]} a line. Or a preference's two answers."""
     given = {
         "--pairs-per-document": pairs_per_document != DEFAULTS.pairs_per_document, "--query": query is not None,
         "--generator-at-once": generator_at_once != DEFAULTS.generator_at_once, "--generator": generator is not None,
