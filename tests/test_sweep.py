@@ -51,11 +51,15 @@ FAKE = textwrap.dedent("""
         pathlib.Path(f"here_{run.name}").touch()
         while len(list(pathlib.Path().glob("here_*"))) < 2:
             pass
-    if what == "wait":
+    if what in ("wait", "end"):
         signals = [signal.SIGINT, signal.SIGTERM]
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         print("ready", os.getpid(), file=sys.stderr, flush=True)
-        print("first", first := signal.sigwait(signals), file=sys.stderr, flush=True)
+        first = signal.sigwait(signals)
+        if what == "end":
+            pathlib.Path("told").write_text(str(first))
+            sys.exit(1)
+        print("first", first, file=sys.stderr, flush=True)
         print("second", signal.sigwait(signals), file=sys.stderr, flush=True)
         sys.exit(128 + first)
     entries = [{"step": 1, "loss": rate, "trained_tokens": 1}, {"step": 2, "loss": 2 * rate, "trained_tokens": 3}]
@@ -242,7 +246,7 @@ def test_signals_reach_the_run_and_no_other_begins(sweep: Tt, monkeypatch: pytes
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
 def test_no_run_outlives_its_sweep(tmp_path: Path, environment: dict[str, str]) -> None:
     rows_file(tmp_path / "d.jsonl", 0, 4)
-    (tmp_path / "on_4").write_text("wait")
+    (tmp_path / "on_4").write_text("end")
     program = (
         "import sys; from tinkertools import cli, sweeping\n"
         f"sweeping.command_of = lambda config: [sys.executable, '-c', {FAKE!r}, str(config)]\n"
@@ -255,10 +259,11 @@ def test_no_run_outlives_its_sweep(tmp_path: Path, environment: dict[str, str]) 
         assert process.stderr is not None
         ready = next(line for line in process.stderr if line.startswith("  ready"))
         process.kill()
-    # The run is told (SIGTERM); it says so into its broken stderr, and ends.
+    # Its stderr may be whole for a while yet: the threads of a killed process end one by one.
     child = Path("/proc") / ready.split()[1]
     while child.exists() and "\nState:\tZ" not in (child / "status").read_text():
         time.sleep(0.01)
+    assert (tmp_path / "told").read_text() == str(int(signal.SIGTERM))
 
 
 def test_several_at_once_on_a_server_whose_password_is_in_no_file(sweep: Tt) -> None:
