@@ -99,11 +99,11 @@ def snapshot(client: "TrainingClient", service: "Service", base_model: str, name
 
     On a server they are saved under `name`, and kept for the shortest time that servers take.
     """
-    from tinkertools import local
+    from tinkertools.local.training import TrainingClient as Local
 
-    if isinstance(service, local.ServiceClient):
-        return client.save_weights_and_get_sampling_client()  # type: ignore[union-attr]
-    saved = client.save_weights_for_sampler(name, ttl_seconds=SNAPSHOT_SECONDS).result()
+    if isinstance(client, Local):
+        return client.save_weights_and_get_sampling_client()
+    saved = client.save_weights_for_sampler(name, ttl_seconds=SNAPSHOT_SECONDS, fetched=False).result()
     return service.create_sampling_client(saved.path, base_model)
 
 

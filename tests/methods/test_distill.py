@@ -217,8 +217,51 @@ def test_what_the_teacher_is_told_may_stand_in_a_file_and_is_part_of_the_data(
 def test_answers_that_are_not_ended_are_left_out(distill: Tt) -> None:
     found = distill("--teacher-system", "Be kind.", "--max-steps", 1, "--max-tokens", 2)
     assert (found.code, found.out) == (1, "")
-    assert "the teacher ended none of its 16 answers" in found.err
+    assert "none of the teacher's 16 answers can be used: 16 not had whole" in " ".join(found.err.split())
     assert "raise --max-tokens 2" in found.err
+
+
+def test_what_cannot_be_used_costs_its_prompt_only_and_stays_left_out(
+    distill: Tt, tt: Tt, starter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    texts = {2: "", 3: "far too long " * 30, **{i: f"It is {2 * i + 1}, I think." for i in range(4, 8)}}
+
+    def answered(asked: Asked, _future: Any, _renderer: Any) -> Group:
+        i = int(asked.prompt.messages[-1]["content"].split()[3])
+        if i == 0:
+            return Group(asked, [], "the server is on fire")
+        return Group(asked, [Rollout([5], np.array([-1.0], np.float32), texts.get(i, "It is"), finished=i != 1)])
+
+    monkeypatch.setattr("tinkertools.methods.distill.answered", answered)
+    options = ["--teacher-system", "Be kind.", "--group-size", 1, "--max-length", 64, "--epochs", 1, "--save-every", 1]
+    with stopping_after(monkeypatch, 1):
+        begun = distill(*options)
+    assert begun.code == 130, begun.err
+    said = " ".join(begun.err.split())
+    assert "gave no answer to 1 of 8 prompts: the server is on fire; they are left out" in said
+    assert "of 8 answers of the teacher some are left out: 2 not had whole, 1 too long" in said
+    monkeypatch.setattr("tinkertools.methods.distill.answered", None)
+    assert tt("train", "--resume", "checkpoints/run").code == 0
+    steps = json.loads(Path("checkpoints/run/training_log.json").read_text())["steps"]
+    assert len(steps) == 4  # of eight prompts; five are answered, and the fourth step is of the second epoch
+    tokenizer = AutoTokenizer.from_pretrained(starter)
+    usable = [text for i, text in texts.items() if i != 3]
+    lengths = [len(tokenizer(text, add_special_tokens=False).input_ids) + 1 for text in usable]
+    assert sum(step["trained_tokens"] for step in steps[:3]) == sum(lengths)
+    assert [step["epoch"] for step in steps] == [1, 1, 1, 2]
+
+
+def test_a_teacher_that_answers_nothing_is_an_error(distill: Tt, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answered(asked: Asked, _future: Any, _renderer: Any) -> Group:
+        return Group(asked, [], "the server is on fire")
+
+    monkeypatch.setattr("tinkertools.methods.distill.answered", answered)
+    found = distill("--teacher-system", "Be kind.", "--max-steps", 1)
+    assert found.code == 1
+    assert "the teacher gave no answer to 8 of 8 prompts: the server is on fire" in " ".join(found.err.split())
+    assert not Path("checkpoints/run/teacher.jsonl").exists()
 
 
 def test_a_teacher_of_other_tokens_answers_but_does_not_score(distill: Tt, tiny: str, tmp_path: Path) -> None:

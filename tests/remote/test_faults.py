@@ -382,6 +382,9 @@ def test_reinforcement_goes_on_to_the_weights_of_an_undisturbed_run(
         assert result.code == 0, result.err
         lineage = server.lineage(kept(run / "final_lora_weights")["sampler"])
         check_run(run, server, lineage)
+        # What is only sampled from is not made ready to be downloaded.
+        assert server.requests["save_weights_for_sampler"] == STEPS + 3
+        assert server.requests["save_weights_external"] == 3
     assert [len(step.examples) for step in lineage] == [4] * STEPS
     undisturbed = run.rename(run.with_name("undisturbed"))
     with StandIn([starter], knows_repeats=False) as server:

@@ -158,18 +158,10 @@ def render_all(
     Raises:
         DataError: some cannot be rendered, or a worker process died.
     """
-    from tinkertools.chat.vendor import VendorRenderer
-
     examples: list[Example] = []
     origins: list[int] = []
     failed: list[str] = []
-    if workers is None:
-        workers = _useful_workers(conversations)
-    if isinstance(renderer, VendorRenderer) and workers > 1:
-        found = _render_in_workers(renderer, conversations, workers)
-    else:
-        found = renderer.render(conversations)
-    for number, item in enumerate(found):
+    for number, item in enumerate(render_each(renderer, conversations, workers)):
         if isinstance(item, RenderError):
             failed.append(f"{name(number)}: {item}")
         else:
@@ -180,6 +172,23 @@ def render_all(
     if failed:
         raise explain_failures(failed, renderer.name, errors_shown)
     return RenderedData(examples, np.asarray(origins, np.int32))
+
+
+def render_each(
+    renderer: Renderer, conversations: Sequence[Conversation], workers: int | None = None
+) -> Iterator[Found]:  # fmt: skip
+    """Each conversation's examples, in order, or why it has none; the arguments are those of `render_all`.
+
+    Raises:
+        DataError: a worker process died.
+    """
+    from tinkertools.chat.vendor import VendorRenderer
+
+    if workers is None:
+        workers = _useful_workers(conversations)
+    if isinstance(renderer, VendorRenderer) and workers > 1:
+        return _render_in_workers(renderer, conversations, workers)
+    return renderer.render(conversations)
 
 
 def explain_failures(failed: Sequence[str], renderer: str, errors_shown: int) -> DataError:

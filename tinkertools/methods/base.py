@@ -99,11 +99,13 @@ class Material(Protocol):
         ...
 
 
-def find_renderer(config: TrainConfig, voice: Voice, train_on_what: TrainOnWhat) -> "Renderer":
-    """The renderer in effect; says which and why."""
+def find_renderer(
+    config: TrainConfig, voice: Voice, train_on_what: TrainOnWhat, trained: str | None = None
+) -> "Renderer":  # fmt: skip
+    """The renderer in effect; says which and why, and what of conversations is `trained` where that has other words."""
     from tinkertools.chat.rendering import choose_renderer, load_renderer
 
-    voice.say(choose_renderer(config.base_model, config.renderer).words(train_on_what))
+    voice.say(choose_renderer(config.base_model, config.renderer).words(trained or train_on_what))
     return load_renderer(config.base_model, config.renderer, train_on_what)
 
 

@@ -9,17 +9,20 @@ https://thinkingmachines.ai/blog/on-policy-distillation/).
 Either way the teacher's answers to the held-out prompts are what the student is evaluated on, by their NLL.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinkertools.chat.datums import fit
-from tinkertools.chat.rendering import render_all
-from tinkertools.config import AUTO_RENDERER, PrepareDefaults, TrainConfig, TrainOnWhat
-from tinkertools.errors import DataError, RunError, UsageError
+from tinkertools.chat.batching import Batches
+from tinkertools.chat.examples import RenderError
+from tinkertools.chat.rendering import render_each
+from tinkertools.config import AUTO_RENDERER, TrainConfig, TrainOnWhat
+from tinkertools.data import length_limit
+from tinkertools.errors import DataError, EngineError, RunError, UsageError
 from tinkertools.evaluation import HeldOut, trained_bytes
 from tinkertools.files import explain_os_errors
 from tinkertools.kept import Kept, key_of
@@ -84,7 +87,7 @@ class TaughtPrompts(Prompts):
         """
         config = bench.config
         teacher = Teacher(bench, self.renderer, self.system)
-        held_out = self._examples(teacher, self.held_out_ready, 1, "held out") if self.held_out_ready else []
+        held_out = self._taught(teacher, self.held_out_ready, 1, "held out") if self.held_out_ready else []
         flat = [example for examples in held_out for example in examples]
         evaluation = HeldOut(flat, trained_bytes(flat, self.renderer)) if flat else None
         if config.on_policy:
@@ -97,41 +100,52 @@ class TaughtPrompts(Prompts):
                 evaluation,
                 shown=("reverse_kl",),
             )
-        examples = self._examples(teacher, self.ready, config.group_size, "answers")
-        return Supervised(bench.client, _taker(examples, self.batches.at), self.batches.epoch_of, evaluation)
+        taught = self._taught(teacher, self.ready, config.group_size, "answers")
+        # Of the prompts that were answered: no step is empty.
+        batches = Batches(len(taught), config.batch, config.seed, "prompts, which the teacher answered")
 
-    def _examples(self, teacher: "Teacher", asked: Sequence[Asked], count: int, what: str) -> "list[list[Example]]":
-        """For each prompt, the teacher's answers as the student is to give them; those that were cut are left out."""
-        texts = teacher.answers(asked, count, what)
+        def at(step: int) -> "list[Example]":
+            return [example for i in batches.at(step) for example in taught[i]]
+
+        return Supervised(bench.client, at, batches.epoch_of, evaluation)
+
+    def _taught(self, teacher: "Teacher", asked: Sequence[Asked], count: int, what: str) -> "list[list[Example]]":
+        """The teacher's answers as the student is to give them, by prompts that have one; says what is left out.
+
+        Raises:
+            DataError: there is none.
+        """
         conversations: list[Conversation] = []
         origins: list[int] = []
-        for i, (one, found) in enumerate(zip(asked, texts, strict=True)):
+        for i, (one, found) in enumerate(zip(asked, teacher.answers(asked, count, what), strict=True)):
             for text in found:
                 conversation = one.prompt.conversation.copy()
                 conversation["messages"] = [*one.prompt.messages, {"role": "assistant", "content": text}]
                 conversations.append(conversation)
                 origins.append(i)
-        lost = count * len(asked) - len(conversations)
-        if not conversations:
+        limit = length_limit(self.config.max_length, self._limits)
+        wanted = count * len(asked)
+        lost = Counter({"not had whole": wanted - len(conversations)})
+        taught: list[list[Example]] = [[] for _ in asked]
+        for origin, written in zip(origins, render_each(self.renderer, conversations), strict=True):
+            if isinstance(written, RenderError):
+                lost["not writable for the student"] += 1
+            elif not all(example.trained_tokens for example in written):
+                lost["with nothing to train"] += 1
+            elif any(limit is not None and len(example.tokens) > limit for example in written):
+                lost["too long"] += 1
+            else:
+                taught[origin] += written
+        words = ", ".join(f"{number:,} {why}" for why, number in lost.items() if number)
+        if not any(taught):
             raise DataError(
-                f"the teacher ended none of its {lost:,} answers", hint=f"raise --max-tokens {self.config.max_tokens}"
+                f"none of the teacher's {wanted:,} answers can be used: {words}",
+                hint=f"raise --max-tokens {self.config.max_tokens} or --max-length {self.config.max_length}, or ask "
+                "another --teacher",
             )
-        if lost:
-            self.voice.warn(
-                f"{lost:,} of {count * len(asked):,} answers of the teacher were not ended, and are left out"
-            )
-        rendered = render_all(self.renderer, conversations, PrepareDefaults.errors_shown)
-        limit = min((n for n in (self.config.max_length, self._limits.max_length) if n), default=None)
-        fitted = fit(rendered, len(conversations), limit, "error", self.renderer.stop_tokens)
-        grouped: list[list[Example]] = [[] for _ in asked]
-        for origin, example in zip(rendered.origins.tolist(), fitted.examples, strict=True):
-            grouped[origins[origin]].append(example)
-        return grouped
-
-
-def _taker(examples: "list[list[Example]]", at: Callable[[int], Sequence[int]]) -> "Callable[[int], list[Example]]":
-    """What gives the examples of a step."""
-    return lambda step: [example for i in at(step) for example in examples[i]]
+        if words:
+            self.voice.warn(f"of {wanted:,} answers of the teacher some are left out: {words}")
+        return [examples for examples in taught if examples]
 
 
 def read(config: TrainConfig, voice: Voice) -> TaughtPrompts:
@@ -184,8 +198,10 @@ class Teacher:
     def answers(self, asked: Sequence[Asked], count: int, what: str) -> list[list[str]]:
         """`count` answers to each prompt, without those that were cut. They are kept with the run as they come.
 
+        A prompt that the teacher cannot answer has none, and is not asked again: a run that goes on has the same data.
+
         Raises:
-            EngineError: the teacher does not answer.
+            EngineError: the teacher answers nothing.
         """
         config = self._bench.config
         keys = [
@@ -194,13 +210,22 @@ class Teacher:
         ]
         with Kept(self._bench.run.teacher) as kept:
             left = [i for i, key in enumerate(keys) if kept.get(key) is None]
-            if left:
-                self._answer(asked, count, what, keys, left, kept)
+            failed = self._answer(asked, count, what, keys, left, kept) if left else {}
+            if failed:
+                why = f"the teacher gave no answer to {len(failed):,} of {len(asked):,} prompts: {failed[min(failed)]}"
+                if len(failed) == len(asked):
+                    raise EngineError(why, hint="mend what fails, and go on")
+                self._bench.voice.warn(f"{why}; they are left out")
+            for i in failed:
+                if kept.get(keys[i]) is None:
+                    kept.put(keys[i], [])
             return [kept.get(key) or [] for key in keys]
 
     def _answer(
         self, asked: Sequence[Asked], count: int, what: str, keys: Sequence[str], left: Sequence[int], kept: Kept
-    ) -> None:
+    ) -> dict[int, str]:
+        """Ask what is left; why some gave nothing, by their numbers."""
+        failed: dict[int, str] = {}
         sampler, renderer = self._open()
         with self._bench.voice.progress(f"teacher: {what}", len(asked), "prompts") as report:
             report(len(asked) - len(left))
@@ -212,10 +237,11 @@ class Teacher:
                 for i, one, future in zip(part, told, futures, strict=True):
                     group = answered(one, future, renderer)
                     if group.error is not None:
-                        self._bench.voice.warn(f"prompt {i + 1}: the teacher gave no answer: {group.error}")
-                        continue
-                    kept.put(keys[i], [rollout.text for rollout in group.rollouts if rollout.finished])
+                        failed[i] = group.error
+                    else:
+                        kept.put(keys[i], [rollout.text for rollout in group.rollouts if rollout.finished])
                 report(len(asked) - len(left) + start + len(part))
+        return failed
 
     def logprobs(self, groups: Sequence[Group]) -> list[Any]:
         """Ask how likely the teacher finds each answer of the groups: futures for `logprobs_of`."""

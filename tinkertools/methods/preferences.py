@@ -19,7 +19,7 @@ from tinkertools.custom_loss import CustomLoss
 from tinkertools.data import ReadyPairs, tell_pairs
 from tinkertools.errors import DataError
 from tinkertools.evaluation import parts
-from tinkertools.methods.base import Bench, held_out_option
+from tinkertools.methods.base import Bench, find_renderer, held_out_option
 from tinkertools.prompts import Prompt, prompts_of
 from tinkertools.reporting import Voice
 
@@ -152,12 +152,8 @@ def read_preferences(config: TrainConfig, voice: Voice) -> "tuple[list[Preferenc
 
 
 def find_pair_renderer(config: TrainConfig, voice: Voice) -> "Renderer":
-    """The renderer in effect; says which and why."""
-    from tinkertools.chat.rendering import choose_renderer, load_renderer
-
-    choice = choose_renderer(config.base_model, config.renderer)
-    voice.say(choice.words("both answers"))
-    return load_renderer(config.base_model, config.renderer, TRAIN_PAIRS_ON)
+    """The renderer of pairs in effect; says which and why."""
+    return find_renderer(config, voice, TRAIN_PAIRS_ON, "both answers")
 
 
 class Objective(Protocol):

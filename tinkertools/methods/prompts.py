@@ -13,6 +13,7 @@ from tinkertools.chat.cache import fingerprint
 from tinkertools.chat.examples import Example, RenderError
 from tinkertools.chat.examples import Prompt as ModelPrompt
 from tinkertools.config import PrepareDefaults, TrainConfig
+from tinkertools.data import length_limit
 from tinkertools.errors import DataError
 from tinkertools.files import explain_os_errors
 from tinkertools.methods.base import held_out_option
@@ -84,7 +85,7 @@ class Prompts:
             DataError: one leaves none and `overlength` is `error`, or all do, or one cannot be rendered.
         """
         config = self.config
-        limit = min((length for length in (config.max_length, limits.max_length) if length), default=None)
+        limit = length_limit(config.max_length, limits)
         kept: list[Asked] = []
         too_long = 0
         for number, prompt in enumerate(prompts, 1):

@@ -125,11 +125,13 @@ class TrainingClient:
         """Save adapter and optimizer on the server; for good without `ttl_seconds`."""
         return self._save("save_state", "weights", name, ttl_seconds)
 
-    def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None) -> Pending[Saved]:
-        """Save the adapter on the server, to sample from and to download."""
+    def save_weights_for_sampler(
+        self, name: str, ttl_seconds: int | None = None, *, fetched: bool = True
+    ) -> Pending[Saved]:
+        """Save the adapter on the server, to sample from and, where it will be `fetched`, to download."""
         saved = self._save("save_weights_for_sampler", "sampler_weights", name, ttl_seconds)
         self._let_number()
-        if self._downloads.needs_external:
+        if fetched and self._downloads.needs_external:
             # Asked for right behind, so that it holds the same weights.
             self._downloads.external[name] = self._save(
                 "save_weights_external", "external_weights", name, self._downloads.external_ttl_seconds
