@@ -307,6 +307,8 @@ def test_what_names_a_file_is_kept_by_its_whole_path(
     assert planned(method="rl", reward="rewards.py:x").reward == f"{tmp_path}/rewards.py:x"
     assert planned(method="rl", reward="score:judge").reward == f"score:{tmp_path}/judge"
     assert planned(method="rl", reward="score:tinker://a/b").reward == "score:tinker://a/b"
+    assert planned(method="rl", reward="judge:local:judge").reward == f"judge:local:{tmp_path}/judge"
+    assert planned(method="rl", reward="judge:openai:judge").reward == "judge:openai:judge"
     assert planned(method="rl", reward="regex:judge").reward == "regex:judge"
     assert planned(method="distill", teacher="judge", teacher_system="rules.txt").teacher == f"{tmp_path}/judge"
     assert planned(method="distill", teacher_system="rules.txt").teacher_system == f"{tmp_path}/rules.txt"

@@ -177,8 +177,9 @@ def _from_anywhere(name: str, value: str) -> str:
     """A setting that names something which may be a file, by its whole path: a run can go on from anywhere."""
     from tinkertools.games import whole_name
 
-    if name == "reward" and value.startswith("score:"):
-        return f"score:{_whole_path(value.removeprefix('score:'))}"
+    for kind in ("score:", "judge:local:"):
+        if name == "reward" and value.startswith(kind):
+            return kind + _whole_path(value.removeprefix(kind))
     return whole_name(value) if name in ("game", "reward") else _whole_path(value)
 
 
