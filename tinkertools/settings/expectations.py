@@ -11,6 +11,7 @@ from tinkertools.config import MOST, TrainConfig, setting
 
 # Choices that are longer than this are told in the help text.
 _WIDEST = 50
+# What errors show where the default would be no example.
 _EXAMPLES = {
     "base_model": "Qwen/Qwen3-8B",
     "data": "no_robots",
