@@ -13,7 +13,8 @@ import typer
 
 from tinkertools.cli import COMMANDS, build, command_of
 from tinkertools.config import TrainConfig, setting
-from tinkertools.settings import default_shown, option_of, type_shown
+from tinkertools.settings.expectations import default_shown, type_shown
+from tinkertools.settings.keys import option_of
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN = "<!-- Made by `python tests/reference.py`: change the code, not this. -->"

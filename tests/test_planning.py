@@ -19,7 +19,8 @@ from tinkertools.chat.sources import find_source
 from tinkertools.config import TrainConfig
 from tinkertools.planning import plan_run
 from tinkertools.runs.directory import RunDirectory
-from tinkertools.settings import Given, write_yaml
+from tinkertools.settings.given import Given
+from tinkertools.settings.writing import write_yaml
 
 Tt = Callable[..., Any]
 WEIGHTS = "adapter_model.safetensors"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tinkertools.config import FALLBACK_LEARNING_RATE, MethodName, PresetName, TrainConfig
 from tinkertools.presets import PRESETS, with_preset
 from tinkertools.schedules import auto_learning_rate, of_method
-from tinkertools.settings import Given, from_options
+from tinkertools.settings.given import Given
+from tinkertools.settings.reading import from_options
 
 Tt = Callable[..., Any]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)

@@ -17,7 +17,10 @@ from tinkertools.cli import build
 from tinkertools.config import MOST, SettingError, TrainConfig, setting
 from tinkertools.errors import FileError, TinkertoolsError, UsageError
 from tinkertools.runs.directory import RunDirectory
-from tinkertools.settings import Given, from_options, json_schema, read_file, write_yaml
+from tinkertools.settings.given import Given
+from tinkertools.settings.reading import from_options, read_file
+from tinkertools.settings.schema import json_schema
+from tinkertools.settings.writing import write_yaml
 
 Tt = Callable[..., Any]
 FIELDS = tuple(TrainConfig.model_fields)

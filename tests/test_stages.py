@@ -22,7 +22,9 @@ from tinkertools.errors import UsageError
 from tinkertools.runs.directory import RunDirectory
 from tinkertools.runs.log import TrainingLog
 from tinkertools.runs.stages import StagesDirectory, find_stages
-from tinkertools.settings import Given, from_options, json_schema, read_file
+from tinkertools.settings.given import Given
+from tinkertools.settings.reading import from_options, read_file
+from tinkertools.settings.schema import json_schema
 from tinkertools.staging import running
 
 Tt = Callable[..., Any]

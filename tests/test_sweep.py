@@ -20,7 +20,8 @@ from tinkertools import console, sweeping
 from tinkertools.config import MethodName, TrainConfig
 from tinkertools.runs.log import TrainingLog
 from tinkertools.runs.sweeps import SweepDirectory
-from tinkertools.settings import Given, read_file
+from tinkertools.settings.given import Given
+from tinkertools.settings.reading import read_file
 from tinkertools.sweeping import Outcome, Run, ranked
 
 Tt = Callable[..., Any]

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from tinkertools.config import Engine, TrainConfig, setting
-from tinkertools.settings import default_shown, option_of, type_shown
+from tinkertools.settings.expectations import default_shown, type_shown
+from tinkertools.settings.keys import option_of
 
 EngineOption = Annotated[Engine, typer.Option(help=setting("engine").help)]
 TimeoutOption = Annotated[float, typer.Option(help=setting("timeout").help)]

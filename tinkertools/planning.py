@@ -13,7 +13,7 @@ from tinkertools.presets import without_preset
 from tinkertools.reporting import Notify
 from tinkertools.resuming import read_started, with_options
 from tinkertools.schedules import auto_learning_rate, no_formula, of_method
-from tinkertools.settings import Given
+from tinkertools.settings.given import Given
 from tinkertools.shipped import SAMPLE_TRAINING_DATA, is_starter
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinkertools.config import MethodName, PresetName, TrainConfig
-from tinkertools.settings import Given
+from tinkertools.settings.given import Given
 
 # How the place of what a preset has set begins.
 _PLACE = "--preset "

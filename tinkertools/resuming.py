@@ -6,7 +6,7 @@ from typing import Any
 
 from tinkertools.config import CONFIG_VERSION, SettingError, TrainConfig, setting
 from tinkertools.errors import RunError, UsageError
-from tinkertools.settings import at_its_place
+from tinkertools.settings.given import at_its_place
 
 # They may make a run longer.
 _LENGTH = ("max_steps", "epochs")

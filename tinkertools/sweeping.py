@@ -25,7 +25,9 @@ from tinkertools.resuming import option, remembered, with_options
 from tinkertools.runs.directory import RunDirectory, new_run
 from tinkertools.runs.log import LOSSES, TrainingLog, best_of, in_words, judged_by, more_is_better
 from tinkertools.runs.sweeps import SweepDirectory, find_sweep
-from tinkertools.settings import Given, option_of, write_yaml
+from tinkertools.settings.given import Given
+from tinkertools.settings.keys import option_of
+from tinkertools.settings.writing import write_yaml
 from tinkertools.stopping import StoppedAtOnce
 from tinkertools.tracking import check_trackers
 

@@ -28,7 +28,10 @@ from tinkertools.options import with_settings
 from tinkertools.planning import Plan, limits_of_model, plan_resumed, plan_run, resolve, start_of
 from tinkertools.presets import with_preset
 from tinkertools.resuming import changes, option, refuse_changed, refuse_shorter, remembered, unchecked
-from tinkertools.settings import Given, from_options, json_schema, read_file, write_yaml
+from tinkertools.settings.given import Given
+from tinkertools.settings.reading import from_options, read_file
+from tinkertools.settings.schema import json_schema
+from tinkertools.settings.writing import write_yaml
 from tinkertools.stopping import StoppedAtOnce, stop_on_interrupt, terminated_as_interrupted
 
 if TYPE_CHECKING:

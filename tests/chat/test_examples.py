@@ -21,7 +21,7 @@ from tinkertools.chat.examples import (
 )
 from tinkertools.config import TrainOnWhat
 from tinkertools.errors import UsageError
-from tinkertools.settings import from_options
+from tinkertools.settings.reading import from_options
 
 
 def example(tokens: list[int], weights: list[float], *images: Image) -> Example:

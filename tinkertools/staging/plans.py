@@ -15,7 +15,7 @@ from tinkertools.resuming import option
 from tinkertools.runs.directory import RunDirectory
 from tinkertools.runs.many import TAKEN
 from tinkertools.runs.stages import StagesDirectory, find_stages, new_stages
-from tinkertools.settings import Given, GivenStage
+from tinkertools.settings.given import Given, GivenStage
 
 # Settings that name a run, and what may stand before its name. `stage:NAME` is the run of an earlier stage.
 NAMING: dict[str, tuple[str, ...]] = {"load_checkpoint_path": ("",), "teacher": ("",), "reward": ("score:", "judge:")}

@@ -16,7 +16,7 @@ from tinkertools.planning import Ask, Plan, resolve
 from tinkertools.processes import Job, Jobs, LastWords, command_of, environment_of
 from tinkertools.reporting import Notify
 from tinkertools.runs.log import TrainingLog, figures_shown
-from tinkertools.settings import write_some, write_stages
+from tinkertools.settings.writing import write_some, write_stages
 from tinkertools.staging.plans import NAMING, PLACES, Stage, Stages, has_steps, plan_of_stage, resolved
 from tinkertools.stopping import StoppedAtOnce
 from tinkertools.tracking import check_trackers
