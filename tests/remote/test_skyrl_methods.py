@@ -99,6 +99,31 @@ def test_a_killed_run_goes_on_with_the_answers_of_its_checkpoint(
 
 
 @pytest.mark.long
+def test_two_adapters_play_each_other_there_and_go_on(
+    start: Start, remote_tt: Run, skyrl: SkyRL, served: str, workplace: Path
+) -> None:
+    options = [
+        "train", "--method", "selfplay", "--base-url", skyrl.url, "--base-model", served, "--batch", 4,
+        "--eval-games", 2, "--max-tokens", 4, "--rank", 8, "--learning-rate", "1e-3", "--max-steps", STEPS,
+        "--save-every", 1,
+    ]  # fmt: skip
+    whole = finished(remote_tt(NEWEST, *options, "--run-name", "played"), workplace)
+    run = workplace / "checkpoints" / "played_killed"
+    process = start(NEWEST, "-m", "tinkertools", *options, "--run-name", run.name)
+    until_state(run, process)
+    process.kill()
+    assert ended(process).code == -signal.SIGKILL
+    assert finished(remote_tt(NEWEST, "train", "--resume", run), workplace) == run
+    for path in (whole, run):
+        assert (path / "opponent_lora_weights" / "adapter_model.safetensors").is_file()
+        assert len(steps_of(path)) == STEPS
+    for name in ("loss", "trained_tokens", "win_rate"):
+        assert [entry[name] for entry in steps_of(run)] == [entry[name] for entry in steps_of(whole)]
+    evals = [json.loads((path / "training_log.json").read_text())["evals"] for path in (run, whole)]
+    assert evals[0] == evals[1]
+
+
+@pytest.mark.long
 def test_what_a_teacher_says_is_learnt(remote_tt: Run, asked: list[object], served: str, workplace: Path) -> None:
     options = ["--method", "distill", "--teacher", served, "--teacher-system", SYSTEM, "--max-steps", 2]
     off = finished(remote_tt(NEWEST, "train", *asked, *options, "--max-tokens", 40, "--run-name", "off"), workplace)
