@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tinkertools.runs.states import State
     from tinkertools.space import Needs
     from tinkertools.staging.plans import Stages
-    from tinkertools.sweeping import Sweep
+    from tinkertools.sweeping.plans import Sweep
 
 # What a step is made of.
 UNITS: dict[MethodName, str] = {
@@ -83,7 +83,7 @@ def command(
     one another.
     """
     from tinkertools.staging.plans import stages_of
-    from tinkertools.sweeping import sweep_of
+    from tinkertools.sweeping.plans import sweep_of
 
     if print_schema:
         console.json_data(json_schema())
@@ -126,7 +126,9 @@ def plan_of(given: Given, resume: str | None) -> Plan:
 
 def train_all(sweep: "Sweep", *, dry_run: bool, print_config: bool) -> None:
     """Train the runs of a sweep, or show what they would be."""
-    from tinkertools.sweeping import best_run, refuse_failed, results_table, run_sweep, runs_table
+    from tinkertools.sweeping.outcomes import best_run, refuse_failed, results_table
+    from tinkertools.sweeping.plans import runs_table
+    from tinkertools.sweeping.running import run_sweep
 
     for note in sweep.notes:
         console.warn(note)
