@@ -434,7 +434,7 @@ def test_what_would_be_swept_is_shown(sweep: Tt, tt: Tt) -> None:
     assert [row[:3] for row in table_of(dry.out)] == [
         ["1", "4", "0.001"], ["2", "4", "auto"], ["3", "8", "0.001"], ["4", "8", "auto"]
     ]  # fmt: skip
-    assert "steps: 3 of 4 examples" in dry.err
+    assert "steps: 3 of 4 conversations" in dry.err
     assert not Path("s").exists()
     assert started() == []
 
