@@ -1,10 +1,12 @@
 """`tt train`: conversations become a LoRA adapter, on whichever engine.
 
 Here is the command: what is meant (a run, a sweep, stages; to be trained, or only shown), and who does it. One run is
-trained by `running`, which `starting` makes ready; `dry_run` shows what it would be, `summary` what it was.
+trained by `running`, which `starting` makes ready; `dry_run` shows what it would be, `summary` what it was; `idle`
+finds settings that would have no effect.
 """
 
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +21,7 @@ from tinkertools.presets import with_preset
 from tinkertools.settings import Given, from_options, json_schema, read_file, write_yaml
 from tinkertools.stopping import StoppedAtOnce, terminated_as_interrupted
 from tinkertools.train.dry_run import show_plan
+from tinkertools.train.idle import refuse_idle
 from tinkertools.train.running import run_plan
 
 if TYPE_CHECKING:
@@ -62,23 +65,20 @@ def command(
     if print_schema:
         console.json_data(json_schema())
         return
-    given = from_options(options)
-    if config is not None:
-        given = read_file(config).under(given)
-    if resume is None and not given.stages:
-        given, words = with_preset(given)
-        if words:
-            console.say(words)
+    given = given_by(options, config, resume)
     plan: Plan | None = None
     try:
         with terminated_as_interrupted():
             if (stages := stages_of(given, resume, ask_what_to_do)) is not None:
+                refuse_idle(given, "stages", [stage.config for stage in stages.stages])
                 train_stages(stages, dry_run=dry_run, print_config=print_config)
                 return
             if (sweep := sweep_of(given, resume, ask_what_to_do)) is not None:
+                refuse_idle(given, "sweep", [sweep.plan.config])
                 train_all(sweep, dry_run=dry_run, print_config=print_config)
                 return
             plan = plan_of(given, resume)
+            refuse_idle(given, "run", [plan.config])
             if print_config:
                 show_config(plan)
             elif dry_run:
@@ -87,6 +87,18 @@ def command(
                 run_plan(plan)
     except KeyboardInterrupt as stopped:
         raise left_at_once(plan, stopped.by if isinstance(stopped, StoppedAtOnce) else signal.SIGINT) from None
+
+
+def given_by(options: Mapping[str, Any], config: Path | None, resume: str | None) -> Given:
+    """The options over what a file gives, with what their preset says."""
+    given = from_options(options)
+    if config is not None:
+        given = read_file(config).under(given)
+    if resume is None and not given.stages:
+        given, words = with_preset(given)
+        if words:
+            console.say(words)
+    return given
 
 
 def plan_of(given: Given, resume: str | None) -> Plan:
