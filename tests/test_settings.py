@@ -380,7 +380,8 @@ def test_options_win_over_the_file_and_the_file_over_defaults(tt: Tt, tiny: str,
         "model: {lora_rank: 8, train_mlp: false}\ndataset: {batch_size: 4}\ntraining: {num_epochs: null, seed: 5}\n"
         "post_training: {hf_private: false, merge: true}\nlogging: {wandb_name: a}\ncheckpointing:\n"
     )
-    options = ["--base-model", tiny, "--data", data, "--rank", 2, "--hf-private", "--adapter-only", "--wandb-name", ""]
+    options = ["--base-model", tiny, "--data", data, "--rank", 2, "--hf-private", "--adapter-only", "--wandb-name", "",
+               "--upload", "--hf-repo-id", "me/it"]  # fmt: skip
     found = tt("train", "--config", "run.yaml", *options, "--print-config")
     assert found.code == 0, found.err
     config = read(found.out).config()

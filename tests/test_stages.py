@@ -354,8 +354,8 @@ def test_a_dry_run_tells_each_stage(staged: Tt, files: Path, tiny: str) -> None:
     shown = " ".join(found.err.split())
     assert f"stage first, --method sft: waiting, {files}/a.jsonl, batch 4, 3 steps, rank 4, learning rate auto" in shown
     assert "12 steps, rank 4, learning rate 0.001, load checkpoint path stage:first, into checkpoints/stages_" in shown
-    assert "steps: 3 of 4 examples" in shown
-    assert "steps: 12 of 4 examples" in shown
+    assert "steps: 3 of 4 conversations" in shown
+    assert "steps: 12 of 4 conversations" in shown
     assert (started(), Path("checkpoints").exists()) == ([], False)
 
 

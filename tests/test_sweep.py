@@ -16,13 +16,15 @@ from typing import Any
 
 import pytest
 
-from tinkertools import console, sweeping
+from tinkertools import console
 from tinkertools.config import MethodName, TrainConfig
 from tinkertools.runs.log import TrainingLog
 from tinkertools.runs.sweeps import SweepDirectory
 from tinkertools.settings.given import Given
 from tinkertools.settings.reading import read_file
-from tinkertools.sweeping import Outcome, Run, ranked
+from tinkertools.sweeping import plans, running
+from tinkertools.sweeping.outcomes import Outcome, ranked
+from tinkertools.sweeping.plans import Run
 
 Tt = Callable[..., Any]
 WEIGHTS = "final_lora_weights/adapter_model.safetensors"
@@ -83,7 +85,7 @@ def rows_file(path: Path, first: int, number: int) -> str:
 @pytest.fixture
 def sweep(tt: Tt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tt:
     """Sweep with runs that compute nothing, in ./s."""
-    monkeypatch.setattr(sweeping, "command_of", lambda config: [sys.executable, "-c", FAKE, str(config)])
+    monkeypatch.setattr(running, "command_of", lambda config: [sys.executable, "-c", FAKE, str(config)])
     rows_file(tmp_path / "d.jsonl", 0, 12)
     return lambda *more: tt("train", "--data", "d.jsonl", "--val-fraction", 0.2, "--run-name", "s",
                             "--output-dir", ".", *more)  # fmt: skip
@@ -249,8 +251,8 @@ def test_no_run_outlives_its_sweep(tmp_path: Path, environment: dict[str, str]) 
     rows_file(tmp_path / "d.jsonl", 0, 4)
     (tmp_path / "on_4").write_text("end")
     program = (
-        "import sys; from tinkertools import cli, sweeping\n"
-        f"sweeping.command_of = lambda config: [sys.executable, '-c', {FAKE!r}, str(config)]\n"
+        "import sys; from tinkertools import cli; from tinkertools.sweeping import running\n"
+        f"running.command_of = lambda config: [sys.executable, '-c', {FAKE!r}, str(config)]\n"
         "sys.argv = ['tt', 'train', '--data', 'd.jsonl', '--rank', '4,8', '--learning-rate', '1', '--run-name', 's']\n"
         "cli.main()"
     )
@@ -433,7 +435,7 @@ def test_what_would_be_swept_is_shown(sweep: Tt, tt: Tt) -> None:
     assert [row[:3] for row in table_of(dry.out)] == [
         ["1", "4", "0.001"], ["2", "4", "auto"], ["3", "8", "0.001"], ["4", "8", "auto"]
     ]  # fmt: skip
-    assert "steps: 3 of 4 examples" in dry.err
+    assert "steps: 3 of 4 conversations" in dry.err
     assert not Path("s").exists()
     assert started() == []
 
@@ -514,14 +516,14 @@ def read_file_of(text: str) -> Given:
 
 def test_a_sweep_of_games_holds_no_data_out() -> None:
     games = Given({"method": "selfplay", "max_steps": 1}, {}, {"learning_rate": [1e-4, 1e-3]})
-    assert sweeping._evaluated(games) == (games, [])
+    assert plans._evaluated(games) == (games, [])
     others = Given({"method": "dpo"}, {}, {"beta": [0.05, 0.1]})
-    assert sweeping._evaluated(others)[0].values == {"method": "dpo", "val_fraction": 0.1}
+    assert plans._evaluated(others)[0].values == {"method": "dpo", "val_fraction": 0.1}
 
 
 def test_names_of_runs_are_names_of_directories() -> None:
     taken: set[str] = set()
     for _ in range(2):
-        taken.add(sweeping._name({"renderer": "a/b:c"}, taken))
+        taken.add(plans._name({"renderer": "a/b:c"}, taken))
     assert taken == {"renderer_a_b_c", "renderer_a_b_c-2"}
-    assert len(sweeping._name({"renderer": "x" * 1000}, set())) == 150
+    assert len(plans._name({"renderer": "x" * 1000}, set())) == 150

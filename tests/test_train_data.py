@@ -72,7 +72,7 @@ def test_a_dry_run_shows_what_would_be_trained(tt: Tt, tiny: str, data: Path, tm
         f"limit {limit:,}",
         f"saved: {SIZES[1]} tokens, since turns that share their history are trained in one example",
         "self-check: 3 conversations are trained exactly as they are sampled",
-        "steps: 2 of 2 examples, 2 an epoch",
+        "steps: 2 of 2 conversations, 2 an epoch",
         "this was a dry run",
     ):
         assert words in found.err

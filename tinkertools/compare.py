@@ -29,7 +29,7 @@ from tinkertools.options import (
 
 if TYPE_CHECKING:
     from tinkertools.asking.costs import TokenPrice
-    from tinkertools.asking.endpoints import AskedModel
+    from tinkertools.asking.models import AskedModel
     from tinkertools.comparison import Found, Model
     from tinkertools.results import Verdicts
     from tinkertools.runs.directory import Weights
@@ -82,7 +82,7 @@ def command(
     """Compare a fine-tuned adapter with its base model, and runs with each other."""
     from tinkertools.answers import Settings
     from tinkertools.asking.costs import parse_price
-    from tinkertools.asking.endpoints import parse_model
+    from tinkertools.asking.models import parse_model
     from tinkertools.comparison import Questions, ask_models, base_of, goes_on_later, labelled
     from tinkertools.evidence.checks import parse_check
     from tinkertools.kept import Kept

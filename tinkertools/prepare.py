@@ -258,7 +258,7 @@ def generated_source(options: PrepareOptions, generate: GenerateOptions, own: tu
         DataError: a document has no reply (without `skip_bad`), or no pair is left.
     """
     from tinkertools.asking.costs import parse_price
-    from tinkertools.asking.endpoints import parse_model
+    from tinkertools.asking.models import parse_model
     from tinkertools.chat.sources import Source
     from tinkertools.generating.documents import read_documents
     from tinkertools.generating.making import ENGINE_TOKENS, make_pairs, refuse_gaps, unread_rows

@@ -15,7 +15,9 @@ from standin import Checkpoint, Model, StandIn
 
 from tinkertools.asking.asker import Pace
 from tinkertools.asking.costs import TokenPrice, parse_price
-from tinkertools.asking.endpoints import MAX_TOKENS_OF_ENGINES, AskedModel, Failed, open_endpoint, parse_model
+from tinkertools.asking.endpoints import Failed
+from tinkertools.asking.models import MAX_TOKENS_OF_ENGINES, AskedModel, parse_model
+from tinkertools.asking.opening import open_endpoint
 from tinkertools.errors import EngineError, FileError, UsageError
 from tinkertools.judging import Judged, Pair, count, judge
 from tinkertools.judging.verdicts import question

@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tinkertools.adapters.export import Served, vllm_command, vllm_problem
-from tinkertools.config import FOLLOWED_BY, TrainConfig, setting
+from tinkertools.config import BATCH_OF, FOLLOWED_BY, MethodName, TrainConfig, setting
 
 # What the methods are called in the field.
 _METHODS: dict[str, str] = {
     "sft": "supervised fine-tuning", "dpo": "direct preference optimization", "reward": "a reward model of preferences",
     "rl": "reinforcement learning", "distill": "distillation", "selfplay": "self-play",
-}  # fmt: skip
-# What a step is made of.
-_UNITS: dict[str, str] = {
-    "sft": "conversations", "dpo": "pairs", "reward": "pairs", "rl": "prompts", "distill": "prompts",
-    "selfplay": "games",
 }  # fmt: skip
 # What data are made of, as `config.json` counts them.
 _COUNTED = ("conversations", "preferences", "prompts")
@@ -122,10 +117,10 @@ def _shown_settings(method: str) -> list[str]:
     return list(dict.fromkeys([*common, *own]))
 
 
-def _in_words(name: str, method: str) -> str:
+def _in_words(name: str, method: MethodName) -> str:
     """A setting as people call it."""
     if name == "batch":
-        return f"{_UNITS.get(method, 'examples')} a step"
+        return f"{BATCH_OF.get(method, 'examples')} a step"
     return _SETTINGS.get(name, name.replace("_", " "))
 
 

@@ -28,6 +28,7 @@ from tinkertools.config.servers import (
 )
 from tinkertools.config.training import CONFIG_VERSION, TrainConfig, setting
 from tinkertools.config.words import (
+    BATCH_OF,
     FOLLOWED_BY,
     JUDGED_OF,
     Engine,
@@ -45,7 +46,7 @@ from tinkertools.config.words import (
 )
 
 __all__ = [
-    "AUTO_RENDERER", "CONFIG_VERSION", "CONTACT_SECONDS", "ENGINE", "FALLBACK_LEARNING_RATE", "FOLLOWED_BY",
+    "AUTO_RENDERER", "BATCH_OF", "CONFIG_VERSION", "CONTACT_SECONDS", "ENGINE", "FALLBACK_LEARNING_RATE", "FOLLOWED_BY",
     "JUDGED_OF", "LORA_ALPHA", "MOST", "OUTPUT_DIR", "SERVER_VARIABLES", "TEMPLATE_DATE", "TIMEOUT_SECONDS",
     "TRAINING_DATA", "TRAIN_ON_WHAT", "AnswerDefaults", "Engine", "Format", "Generate", "IfExists", "MethodName",
     "Overlength", "PolicyLoss", "PreferenceLoss", "PrepareDefaults", "PresetName", "Schedule", "ServerSettings",

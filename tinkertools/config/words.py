@@ -19,6 +19,11 @@ Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", 
 # What `tt prepare` can have a model write.
 Generate = Literal["qa"]
 
+# What a step of training is made of: `batch` says how many.
+BATCH_OF: dict[MethodName, str] = {
+    "sft": "conversations", "dpo": "pairs", "reward": "pairs", "rl": "prompts", "distill": "prompts",
+    "selfplay": "games",
+}  # fmt: skip
 # What the evaluations of methods are judged by.
 JUDGED_OF: dict[MethodName, str] = {
     "sft": "nll", "distill": "nll", "dpo": "loss", "reward": "loss", "rl": "reward", "selfplay": "win_rate",

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from tinkertools.asking.asker import Asker, Keeper, Pace, Tally, check_bounds, side_by_side, tokens_of
 from tinkertools.asking.costs import TokenPrice
-from tinkertools.asking.endpoints import AskedModel, Endpoint, Failed, Nobody, Reply, open_endpoint
+from tinkertools.asking.endpoints import Endpoint, Failed, Nobody, Reply
+from tinkertools.asking.models import AskedModel
+from tinkertools.asking.opening import open_endpoint
 from tinkertools.chat.sources import Malformed, RawRow
 from tinkertools.errors import DataError, without_secrets
 from tinkertools.files import check_writable_file

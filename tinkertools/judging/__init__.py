@@ -12,7 +12,9 @@ from pathlib import Path
 
 from tinkertools.asking.asker import AT_ONCE, Asker, Keeper, Pace, Tally, check_bounds, tokens_of
 from tinkertools.asking.costs import TokenPrice
-from tinkertools.asking.endpoints import AskedModel, Endpoint, Nobody, open_endpoint
+from tinkertools.asking.endpoints import Endpoint, Nobody
+from tinkertools.asking.models import AskedModel
+from tinkertools.asking.opening import open_endpoint
 from tinkertools.files import check_writable_file
 from tinkertools.judging.asking import settled, sides_to_ask, verdicts
 from tinkertools.judging.verdicts import JudgeQuestion, Order, Pair, Verdict, count, question

@@ -7,7 +7,9 @@ from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 from tinkertools.asking.asker import AT_ONCE
-from tinkertools.asking.endpoints import AskedModel, Endpoint, Failed, open_endpoint
+from tinkertools.asking.endpoints import Endpoint, Failed
+from tinkertools.asking.models import AskedModel
+from tinkertools.asking.opening import open_endpoint
 from tinkertools.errors import without_secrets
 from tinkertools.judging.verdicts import GUARD, JudgeQuestion, final_object, guarded, sections_of
 from tinkertools.reporting import Notify

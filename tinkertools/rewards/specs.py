@@ -15,7 +15,7 @@ from tinkertools.rewards.sandbox import check_available
 from tinkertools.rewards.worker import Function
 
 if TYPE_CHECKING:
-    from tinkertools.asking.endpoints import AskedModel
+    from tinkertools.asking.models import AskedModel
 
 Kind = Literal["math", "regex", "code", "judge", "score", "function"]
 
@@ -73,7 +73,7 @@ def parse_reward(spec: str) -> RewardSpec:
             _check_pattern(argument)
             return RewardSpec(spec, "regex", argument)
         if name == "judge":
-            from tinkertools.asking.endpoints import parse_model
+            from tinkertools.asking.models import parse_model
 
             return RewardSpec(spec, "judge", argument, judge=parse_model("--reward judge", argument))
         return RewardSpec(spec, "score", argument)
