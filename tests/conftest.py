@@ -17,6 +17,8 @@ from tinkertools.shipped import STARTER_MODEL
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
 
+    from tinkertools.local import ServiceClient
+
 # Several processes test at once: one thread each, or they wait for each other's. Torch is not imported yet.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -64,6 +66,11 @@ class Result:
     code: int
     out: str
     err: str
+
+    @property
+    def flat(self) -> str:
+        """The talk without the line breaks of the terminal's width."""
+        return " ".join(self.err.split())
 
 
 Tt = Callable[..., Result]
@@ -161,6 +168,15 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The same with an output layer of its own: a random tied model only ever repeats its last token."""
     model = make_tiny_model(seed=1, tie_word_embeddings=False)
     return save_model(model, tmp_path_factory.mktemp("models") / "untied")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[ServiceClient]":
+    """The embedded engine on the processor."""
+    from tinkertools.local import ServiceClient
+
+    with ServiceClient(store=tmp_path_factory.mktemp("store"), device="cpu") as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from run_files import write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinkertools.answers import Answer
@@ -29,7 +30,7 @@ MESSAGES = [{"role": "user", "content": "Hello!"}]
 def trained(tt: Tt, tiny: str, tmp_path: Path) -> Path:
     """A run that has learnt to say `yes`, with the data it was trained on."""
     rows = [[{"role": "user", "content": q}, {"role": "assistant", "content": "yes"}] for q in ("a", "b c", "d e f g")]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    write_rows(tmp_path / "data.jsonl", [{"messages": row} for row in rows])
     (tmp_path / "prompts.json").write_text(json.dumps(["a", [{"role": "user", "content": "b c"}]]))
     options = ["--batch", 3, "--max-steps", 60, "--learning-rate", "1e-2", "--save-every", 0]
     found = tt("train", "--base-model", tiny, "--data", "data.jsonl", *options)

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from judge_server import KEY, Judge, JudgeServer
+from judge_fixtures import Serve
+from judge_server import KEY
 from model_hub import ModelHub
 from peft import LoraConfig, PeftModel, get_peft_model
+from run_files import write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tinkertools import comparison
@@ -58,8 +60,7 @@ CONVERSATIONS = [
 
 def write(path: str, conversations: list[Messages]) -> Path:
     """A data file."""
-    Path(path).write_text("".join(json.dumps({"messages": each}) + "\n" for each in conversations))
-    return Path(path)
+    return write_rows(Path(path), [{"messages": each} for each in conversations])
 
 
 def make_adapter(base: str, folder: Path, seed: int = 0) -> Path:
@@ -124,7 +125,7 @@ def stopping(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learnt to say `yes`, with a checkpoint at step 20."""
     folder = tmp_path_factory.mktemp("stopping")
     data = folder / "data.jsonl"
-    data.write_text("".join(json.dumps({"messages": said(q, "yes")}) + "\n" for q in ("a", "b c", "d e f g")))
+    write_rows(data, [{"messages": said(q, "yes")} for q in ("a", "b c", "d e f g")])
     options = ["--batch", "3", "--max-steps", "40", "--learning-rate", "1e-2", "--save-every", "20"]
     arguments = ["train", "--base-model", tiny, "--data", str(data), *options, "--output-dir", str(folder)]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
@@ -607,7 +608,7 @@ def test_prompts_of_another_shape(tt: Tt, adapter: Path, watched: Watched, conte
     Path("prompts.json").write_text(content)
     found = tt("compare", adapter, "--test-prompts", "prompts.json")
     assert (found.code, found.out, watched.asked) == (1, "", [])
-    assert words in " ".join(found.err.split())
+    assert words in found.flat
     assert '{"role": "user", "content": "text"}' in found.err or "one prompt a line" in found.err
     assert not KEPT.exists() and not OUTPUT.exists()
 
@@ -727,27 +728,6 @@ def test_one_adapter_alone_is_nothing_to_compare(tt: Tt, adapter: Path, watched:
 # --- judge and report
 
 
-@pytest.fixture
-def judges(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Judge], JudgeServer]]:
-    """Start a judge for the real client."""
-    for name in ("HTTP_PROXY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    started: list[JudgeServer] = []
-
-    def start(judge: Judge) -> JudgeServer:
-        server = JudgeServer(judge)
-        server.__enter__()
-        started.append(server)
-        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
-        return server
-
-    yield start
-    for server in started:
-        server.__exit__(None, None, None)
-
-
 def says_yes(asked: Any) -> str:
     """A judge for whom `yes` is the better answer."""
     a, b = (asked.section(f"answer {name}") == "yes" for name in "AB")
@@ -755,10 +735,10 @@ def says_yes(asked: Any) -> str:
 
 
 def test_a_judge(
-    tt: Tt, stopping: Path, judges: Callable[[Judge], JudgeServer], watched: Watched, monkeypatch: pytest.MonkeyPatch,
+    tt: Tt, stopping: Path, serve: Serve, watched: Watched, monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    server = judges(says_yes)
+    server = serve(says_yes)
     Path("prompts.json").write_text(json.dumps([said("a", "the reference"), "b c", "d e f g", "what else"]))
     command = ("compare", stopping, "--test-prompts", "prompts.json", "--judge", "openai:gpt-x", "--judge-at-once", 1,
                "--judge-price", "2,10", "--report", "page.html", *QUICK)  # fmt: skip
@@ -806,10 +786,8 @@ def test_a_judge(
     assert KEY not in found.out + found.err + broken.err
 
 
-def test_a_judge_is_not_asked_about_prompts_without_an_answer(
-    tt: Tt, stopping: Path, judges: Callable[[Judge], JudgeServer]
-) -> None:
-    server = judges(says_yes)
+def test_a_judge_is_not_asked_about_prompts_without_an_answer(tt: Tt, stopping: Path, serve: Serve) -> None:
+    server = serve(says_yes)
     Path("prompts.json").write_text(json.dumps(["word " * 200, "a"]))
     found = tt("compare", stopping, "--test-prompts", "prompts.json", "--judge", "openai:gpt-x", *QUICK)
     assert (found.code, len(server.asked)) == (1, 2), found.err

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +10,37 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupting import interrupted_at
 from peft import PeftModel
+from run_files import log_of, run_of, sums, without_times, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tinkertools import console
 from tinkertools.loop import Loop
-from tinkertools.runs.directory import RunDirectory
 from tinkertools.runs.log import TrainingLog, best_of
 
 Tt = Callable[..., Any]
-TIMES = ("seconds", "tokens_per_second")
 
 
 def row(question: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    return path
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return write(tmp_path / "chats.jsonl", [row(f"What is {i} plus 1?", f"{i + 1}.") for i in range(12)])
+    return write_rows(tmp_path / "chats.jsonl", sums(12, question="What is {} plus 1?"))
 
 
 @pytest.fixture
 def held_out(tmp_path: Path) -> Path:
     """Answers in several scripts: their bytes are not their characters."""
     answers = ["13.", "Größer als zwölf, naïve Ærø.", "答えは十三です。", "🙂 yes"]
-    return write(tmp_path / "held.jsonl", [row(f"And {i} plus 1?", answer) for i, answer in enumerate(answers)])
+    return write_rows(tmp_path / "held.jsonl", [row(f"And {i} plus 1?", answer) for i, answer in enumerate(answers)])
 
 
 @pytest.fixture
 def train(tt: Tt, tiny: str, data: Path) -> Tt:
     """`tt train` of six steps."""
     return lambda *more: tt("train", "--base-model", tiny, "--data", data, "--batch", 4, "--epochs", 2, *more)
-
-
-def run_of(found: Any) -> RunDirectory:
-    assert found.code == 0, found.err
-    return RunDirectory(Path(found.out.strip().splitlines()[-1]).absolute())
-
-
-def log_of(run: RunDirectory) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(run.log.read_text())
-    return content
 
 
 def independent(model: Any, folder: str, file: Path) -> tuple[float, int, int]:
@@ -104,9 +85,6 @@ def test_evaluation_changes_nothing_of_what_is_trained(train: Tt, held_out: Path
     assert (plain.final_weights / weights).read_bytes() == (watched.final_weights / weights).read_bytes()
     assert log_of(plain)["evals"] == []
 
-    def without_times(run: RunDirectory) -> list[dict[str, Any]]:
-        return [{k: v for k, v in entry.items() if k not in TIMES} for entry in log_of(run)["steps"]]
-
     assert without_times(plain) == without_times(watched)
 
 
@@ -137,31 +115,16 @@ def test_training_stops_when_nothing_improves(train: Tt, held_out: Path) -> None
     assert f"stopped early   after step {len(log['steps'])} of 12: nothing had improved" in found.err
 
 
-@contextmanager
-def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    @contextmanager
-    def progress(what: str, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
-        def report(done: float, note: str = "") -> None:
-            if what == "train" and done == step and note.startswith("loss"):
-                os.kill(os.getpid(), signal.SIGINT)
-
-        yield report
-
-    with monkeypatch.context() as patched:
-        patched.setattr(console, "progress", progress)
-        yield
-
-
 @pytest.mark.parametrize("step", [1, 3, 4])
 @pytest.mark.parametrize(
     "more", [("--eval-every", 2, "--sample-every", 2), ("--eval-every", 1, "--early-stop", 2, "--learning-rate", "1")]
 )
 def test_a_resumed_run_evaluates_answers_and_stops_as_an_uninterrupted_one(
-    train: Tt, tt: Tt, held_out: Path, monkeypatch: pytest.MonkeyPatch, step: int, more: tuple[Any, ...]
+    train: Tt, tt: Tt, held_out: Path, step: int, more: tuple[Any, ...]
 ) -> None:
     options = ("--eval-data", held_out, *more)
     whole = run_of(train(*options, "--run-name", "whole"))
-    with interrupted_at(step, monkeypatch):
+    with interrupted_at(step):
         found = train(*options, "--run-name", "stopped")
     if found.code == 0:  # the interruption came when the last step was in flight
         assert len(log_of(whole)["steps"]) <= step + 1
@@ -214,7 +177,7 @@ def test_the_best_checkpoint_stays(train: Tt, held_out: Path) -> None:
 def test_held_out_data_that_cannot_be_used_are_named(
     train: Tt, tmp_path: Path, rows: list[dict[str, Any]], words: str
 ) -> None:
-    path = write(tmp_path / "bad.jsonl", rows)
+    path = write_rows(tmp_path / "bad.jsonl", rows)
     found = train("--eval-data", path)
     assert (found.code, found.out) == (1, "")
     assert words.format(path=path) in found.err
@@ -224,8 +187,8 @@ def test_held_out_data_that_cannot_be_used_are_named(
 
 def test_held_out_data_with_no_trained_token(train: Tt, tmp_path: Path) -> None:
     told = {"role": "assistant", "content": "y", "trainable": False}
-    path = write(tmp_path / "none.jsonl", [{"messages": [{"role": "user", "content": "x"}, told]}])
-    marked = write(
+    path = write_rows(tmp_path / "none.jsonl", [{"messages": [{"role": "user", "content": "x"}, told]}])
+    marked = write_rows(
         tmp_path / "marked.jsonl",
         [{"messages": [{"role": "user", "content": f"{i}"}, told | {"trainable": True}]} for i in range(4)],
     )
@@ -234,10 +197,8 @@ def test_held_out_data_with_no_trained_token(train: Tt, tmp_path: Path) -> None:
     assert f"--eval-data {path}: no trained token in the data" in found.err
 
 
-def test_changed_held_out_data_are_refused_on_resume(
-    train: Tt, tt: Tt, held_out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with interrupted_at(2, monkeypatch):
+def test_changed_held_out_data_are_refused_on_resume(train: Tt, tt: Tt, held_out: Path) -> None:
+    with interrupted_at(2):
         assert train("--eval-data", held_out, "--run-name", "r").code == 130
     held_out.write_text(held_out.read_text().replace("13", "14"))
     found = tt("train", "--resume", "checkpoints/r")

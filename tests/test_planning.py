@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from model_hub import Account, ModelHub
+from run_files import run_of, sums, write_rows
 from safetensors.torch import load_file
 
 from tinkertools.chat.sources import find_source
@@ -26,16 +27,9 @@ Tt = Callable[..., Any]
 WEIGHTS = "adapter_model.safetensors"
 
 
-def row(i: int) -> dict[str, Any]:
-    question, answer = f"What is {i} plus 1?", f"{i + 1}."
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    path = tmp_path / "chats.jsonl"
-    path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(12)))
-    return path
+    return write_rows(tmp_path / "chats.jsonl", sums(12, question="What is {} plus 1?"))
 
 
 @pytest.fixture
@@ -44,11 +38,6 @@ def train(tt: Tt, untied: str, data: Path) -> Tt:
     return lambda *more: tt(
         "train", "--base-model", untied, "--data", data, "--batch", 4, "--max-steps", 3, "--rank", 2, *more
     )
-
-
-def run_of(found: Any) -> RunDirectory:
-    assert found.code == 0, found.err
-    return RunDirectory(Path(found.out.strip().splitlines()[-1]).absolute())
 
 
 def weights_of(run: RunDirectory) -> bytes:

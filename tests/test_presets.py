@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from run_files import sums, write_rows
 
 from tinkertools.config import FALLBACK_LEARNING_RATE, MethodName, PresetName, TrainConfig
 from tinkertools.presets import PRESETS, with_preset
@@ -25,11 +26,7 @@ NEEDED: dict[MethodName, dict[str, Any]] = {"rl": {"reward": "math"}, "selfplay"
 @pytest.fixture
 def train(tt: Tt, tiny: str, tmp_path: Path) -> Tt:
     """Train the tiny model on a few rows, one step."""
-    rows = [
-        {"messages": [{"role": "user", "content": f"{i} plus 1?"}, {"role": "assistant", "content": f"{i + 1}."}]}
-        for i in range(12)
-    ]
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "d.jsonl", sums(12))
     return lambda *more: tt("train", "--base-model", tiny, "--data", "d.jsonl", "--max-steps", 2, *more)
 
 

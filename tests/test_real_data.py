@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from run_files import write_rows
+
 Tt = Callable[..., Any]
 
 
@@ -30,7 +32,7 @@ def test_gsm8k_and_sharegpt_from_file_to_comparison(tt: Tt, shared_data: Path) -
     assert "ShareGPT" in chats.err
     Path("all").mkdir()
     mixed = lines(Path("gsm8k.jsonl"))[:400] + lines(Path("chats.jsonl"))
-    Path("all/mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    write_rows(Path("all/mixed.jsonl"), mixed)
 
     trained = tt("train", "--data", "all", "--batch", 8, "--max-steps", 36, "--overlength", "drop", "--save-every", 18)
     assert trained.code == 0, trained.err

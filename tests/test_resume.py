@@ -1,21 +1,21 @@
 """`tt train --resume`: what may change and what not, what stops a run, old checkpoints, and the space on the disk."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 from collections import namedtuple
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from interrupting import interrupted_at, send
+from run_files import log_of, sums, write_rows
 from safetensors.torch import load_file, save_file
 
-from tinkertools import console, space
+from tinkertools import space
 from tinkertools.config import TrainConfig
 from tinkertools.fingerprints import of_base_model
 from tinkertools.loop import Ended
@@ -23,7 +23,6 @@ from tinkertools.runs.directory import RunDirectory
 from tinkertools.runs.pruning import keep_newest
 
 Tt = Callable[..., Any]
-Act = Callable[[], None]
 WEIGHTS = "adapter_model.safetensors"
 ROWS, BATCH, STEPS, STOPPED_AFTER = 12, 4, 6, 3
 PEAK = 1e-3
@@ -38,11 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
     """A folder with data and a base model."""
     folder = tmp_path_factory.mktemp("resume")
     shutil.copytree(tiny, folder / "model")
-    rows = [
-        {"messages": [{"role": "user", "content": f"{i} plus 1?"}, {"role": "assistant", "content": f"{i + 1}."}]}
-        for i in range(ROWS)
-    ]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "data.jsonl", sums(ROWS))
     return folder
 
 
@@ -56,34 +51,11 @@ def new(tt: Tt, place: Path, monkeypatch: pytest.MonkeyPatch) -> Tt:
     )  # fmt: skip
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Act) -> None:
-    """Do something when a step is reported; the next one is in flight then."""
-
-    @contextmanager
-    def progress(what: str, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
-        def report(done: float, note: str = "") -> None:
-            if what == "train" and done == step:
-                act()
-
-        yield report
-
-    monkeypatch.setattr(console, "progress", progress)
-
-
-def send(*signals: signal.Signals) -> Act:
-    def act() -> None:
-        for one in signals:
-            os.kill(os.getpid(), one)
-
-    return act
-
-
 @pytest.fixture
-def stopped(new: Tt, place: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+def stopped(new: Tt, place: Path) -> RunDirectory:
     """A run that was stopped after three of six steps."""
     if "stopped" not in _made:
-        with monkeypatch.context() as patched:
-            at_step(patched, STOPPED_AFTER - 1, send(signal.SIGINT))
+        with interrupted_at(STOPPED_AFTER - 1):
             found = new()
         assert found.code == 130, found.err
         _made["stopped"] = shutil.copytree(RUN, place / "stopped")
@@ -117,11 +89,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def rates(run: RunDirectory) -> list[float]:
-    return [entry["learning_rate"] for entry in json.loads(run.log.read_text())["steps"]]
-
-
-def flat(found: Any) -> str:
-    return " ".join(found.err.split())
+    return [entry["learning_rate"] for entry in log_of(run)["steps"]]
 
 
 # What may change.
@@ -172,7 +140,7 @@ def test_what_would_change_the_result_is_refused(
     before = contents(stopped.path)
     found = tt("train", "--resume", "latest", *options)
     assert (found.code, found.out) == (2, "")
-    assert words in flat(found)
+    assert words in found.flat
     assert "→" in found.err
     assert contents(stopped.path) == before
 
@@ -191,9 +159,8 @@ def test_more_steps_and_a_schedule_that_follows(tt: Tt, stopped: RunDirectory) -
     assert saved["changes"] == [{"step": 4, "max_steps": [6, 9], "save_every": [2, 4], "keep_last": [0, 1]}]
 
 
-def test_the_next_resume_knows_what_was_changed(tt: Tt, stopped: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched:
-        at_step(patched, 4, send(signal.SIGTERM))
+def test_the_next_resume_knows_what_was_changed(tt: Tt, stopped: RunDirectory) -> None:
+    with interrupted_at(4, signal.SIGTERM):
         found = tt("train", "--resume", RUN, "--epochs", 3)
     assert found.code == 143, found.err
     assert "--max-steps 0 from now on (before: 6)\n" in found.err
@@ -396,12 +363,9 @@ def test_a_name_on_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(("by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_signal_saves(
-    new: Tt, tt: Tt, whole: bytes, monkeypatch: pytest.MonkeyPatch, by: signal.Signals, code: int
-) -> None:
+def test_the_first_signal_saves(new: Tt, tt: Tt, whole: bytes, by: signal.Signals, code: int) -> None:
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
-    with monkeypatch.context() as patched:
-        at_step(patched, 2, send(by))
+    with interrupted_at(2, by):
         found = new()
     run = RunDirectory(RUN)
     assert (found.code, found.out) == (code, "")
@@ -425,10 +389,9 @@ def test_the_first_signal_saves(
     ],
 )
 def test_the_second_signal_leaves_at_once(
-    new: Tt, tt: Tt, whole: bytes, monkeypatch: pytest.MonkeyPatch, signals: tuple[signal.Signals, ...], code: int
+    new: Tt, tt: Tt, whole: bytes, signals: tuple[signal.Signals, ...], code: int
 ) -> None:
-    with monkeypatch.context() as patched:
-        at_step(patched, 4, send(*signals))
+    with interrupted_at(4, *signals):
         found = new()
     run = RunDirectory(RUN)
     assert (found.code, found.out) == (code, "")
@@ -442,7 +405,7 @@ def test_the_second_signal_leaves_at_once(
 
 
 def test_sigterm_before_the_first_step_leaves_nothing(new: Tt, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinkertools.methods.sft.read_conversations", lambda *_: send(signal.SIGTERM)())
+    monkeypatch.setattr("tinkertools.methods.sft.read_conversations", lambda *_: send(signal.SIGTERM))
     found = new()
     assert (found.code, found.out) == (143, "")
     assert "error: stopped before the first step; nothing was written\n  → run the same command again\n" in found.err

@@ -2,20 +2,16 @@
 
 import json
 import math
-import os
-import signal
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from preference_data import POLITE, RUDE, preferences, write
+from interrupting import interrupted_in_stage
+from preference_data import POLITE, RUDE, preferences
+from run_files import write_rows
 
-from tinkertools import console
 from tinkertools.runs.directory import RunDirectory
-from tinkertools.runs.log import TrainingLog
 
 Tt = Callable[..., Any]
 RL_STEPS = 4
@@ -62,27 +58,16 @@ def scores_by(tt: Tt, run: str, conversations: Path) -> list[float]:
 def stages(tt: Tt, tmp_path: Path) -> Path:
     """The file of the stages, with its data."""
     rows = preferences(8, better=RUDE, worse=POLITE)
-    write(tmp_path / "preferences.jsonl", rows)
-    write(tmp_path / "shown.jsonl", [{"messages": [*row["prompt"], *row["rejected"]]} for row in rows])
+    write_rows(tmp_path / "preferences.jsonl", rows)
+    write_rows(tmp_path / "shown.jsonl", [{"messages": [*row["prompt"], *row["rejected"]]} for row in rows])
     path = tmp_path / "rlhf.yaml"
     path.write_text(STAGES)
     return path
 
 
-def test_the_three_stages_go_on_where_they_were_and_rewards_are_scores(
-    tt: Tt, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    say, log = console.say, tmp_path / "checkpoints/s/rl/training_log.json"
-
-    def hear(text: str = "") -> None:
-        say(text)
-        if text.startswith("[rl] starting from") and not TrainingLog.reopen(log, sys.maxsize).steps:
-            while not TrainingLog.reopen(log, sys.maxsize).steps:
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(console, "say", hear)
+def test_the_three_stages_go_on_where_they_were_and_rewards_are_scores(tt: Tt, stages: Path, tmp_path: Path) -> None:
+    log = tmp_path / "checkpoints/s/rl/training_log.json"
+    with interrupted_in_stage("rl", log):
         stopped = tt("train", "--config", stages, "--run-name", "s")
     assert stopped.code == 130, stopped.err
     assert "stopped in stage 3 of 3, rl; 2 of 3 stages are finished" in stopped.err
@@ -109,7 +94,7 @@ def test_the_three_stages_go_on_where_they_were_and_rewards_are_scores(
         for answer in line["answers"]
     ]
     rewards = [reward for line in kept for reward in line["rewards"]]
-    answers = write(tmp_path / "answers.jsonl", rows)
+    answers = write_rows(tmp_path / "answers.jsonl", rows)
     assert scores_by(tt, "checkpoints/s/judge", answers) == pytest.approx(rewards, abs=1e-4)
     # No other weights of the same model say the same.
     others = scores_by(tt, "checkpoints/s/sft", answers)

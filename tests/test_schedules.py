@@ -1,10 +1,7 @@
 """Learning rates against closed forms and published values, and in the logs of real runs."""
 
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupting import interrupted_at
+from run_files import log_of, sums, write_rows
 
-from tinkertools import console
 from tinkertools.config import MOST, Schedule
-from tinkertools.runs.directory import RunDirectory
 from tinkertools.schedules import auto_learning_rate, learning_rate_at
 
 Tt = Callable[..., Any]
@@ -109,11 +106,7 @@ WEIGHTS = "final_lora_weights/adapter_model.safetensors"
 def start(tt: Tt, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Start a run on twelve conversations; curves take most of its time."""
     monkeypatch.setattr("tinkertools.runs.plots.write_plots", lambda *_: None)
-    rows = [
-        {"messages": [{"role": "user", "content": f"{i} plus 1?"}, {"role": "assistant", "content": f"{i + 1}."}]}
-        for i in range(12)
-    ]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "data.jsonl", sums(12))
     return lambda name, *more: tt(
         "train", "--base-model", tiny, "--data", "data.jsonl", "--batch", 4, "--rank", 2, "--learning-rate", PEAK,
         "--warmup-steps", WARMUP, "--max-steps", STEPS, "--run-name", name, *more,
@@ -121,35 +114,18 @@ def start(tt: Tt, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def logged(name: str) -> list[float]:
-    steps = json.loads(RunDirectory(Path("checkpoints") / name).log.read_text())["steps"]
+    steps = log_of(Path("checkpoints") / name)["steps"]
     assert [entry["step"] for entry in steps] == list(range(1, len(steps) + 1))
     return [entry["learning_rate"] for entry in steps]
 
 
-@contextmanager
-def interrupted_after(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
-    """Ctrl-C while the step before is reported, and this one is in flight."""
-
-    @contextmanager
-    def progress(what: str, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
-        def report(done: float, note: str = "") -> None:
-            if what == "train" and done == step - 1:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        yield report
-
-    with monkeypatch.context() as patched:
-        patched.setattr(console, "progress", progress)
-        yield
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_log_has_the_rates_of_every_step_also_of_a_run_that_was_interrupted(
-    tt: Tt, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, schedule: Schedule
+    tt: Tt, start: Callable[..., Any], schedule: Schedule
 ) -> None:
     assert start("whole", "--lr-schedule", schedule).code == 0
     np.testing.assert_allclose(logged("whole"), closed_form(STEPS, PEAK, schedule, WARMUP))
-    with interrupted_after(monkeypatch, STOPPED_AFTER):
+    with interrupted_at(STOPPED_AFTER - 1):
         assert start("stopped", "--lr-schedule", schedule).code == 130
     assert len(logged("stopped")) == STOPPED_AFTER
     assert tt("train", "--resume", "stopped").code == 0
@@ -159,9 +135,9 @@ def test_the_log_has_the_rates_of_every_step_also_of_a_run_that_was_interrupted(
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_run_made_longer_follows_the_new_number_of_steps_from_then_on(
-    tt: Tt, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, schedule: Schedule
+    tt: Tt, start: Callable[..., Any], schedule: Schedule
 ) -> None:
-    with interrupted_after(monkeypatch, STOPPED_AFTER):
+    with interrupted_at(STOPPED_AFTER - 1):
         assert start("run", "--lr-schedule", schedule).code == 130
     longer = STEPS + 4
     assert tt("train", "--resume", "run", "--max-steps", longer).code == 0

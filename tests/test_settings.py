@@ -12,6 +12,7 @@ import pytest
 import typer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from run_files import sums, write_rows
 
 from tinkertools.cli import build
 from tinkertools.config import MOST, SettingError, TrainConfig, setting
@@ -190,13 +191,7 @@ def test_odd_texts_are_read_back_exactly() -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    path = tmp_path / "chats.jsonl"
-    rows = [
-        {"messages": [{"role": "user", "content": f"{i} plus 1?"}, {"role": "assistant", "content": f"{i + 1}."}]}
-        for i in range(12)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_rows(tmp_path / "chats.jsonl", sums(12))
 
 
 PLACES = ("log_path", "output_dir", "run_name", "behavior_if_log_dir_exists")
@@ -930,7 +925,7 @@ def test_a_wrong_file_is_refused_with_its_line_and_what_to_write(
     Path("run.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     found = tt("train", "--config", "run.yaml")
     assert (found.code, found.out) == (2, "")
-    error, _, advice = " ".join(found.err.split()).partition(" → ")
+    error, _, advice = found.flat.partition(" → ")
     assert error.startswith("error: run.yaml")
     assert words in error
     assert hint in advice
@@ -1077,12 +1072,12 @@ def test_settings_that_contradict_each_other_are_named(
 ) -> None:
     found = tt("train", *options)
     assert found.code == 2
-    assert f"error: {words}" in " ".join(found.err.split())
+    assert f"error: {words}" in found.flat
     assert "→" in found.err
     Path("run.yaml").write_text(within(section, "\n  ".join(lines)))
     found = tt("train", "--config", "run.yaml")
     assert found.code == 2
-    assert f"error: run.yaml:{at}: {words}" in " ".join(found.err.split())
+    assert f"error: run.yaml:{at}: {words}" in found.flat
     assert "→" in found.err
 
 
@@ -1107,7 +1102,7 @@ def test_settings_that_contradict_each_other_are_named(
 def test_options_are_held_to_the_same(tt: Tt, options: list[str], words: str) -> None:
     found = tt("train", *options)
     assert (found.code, found.out) == (2, "")
-    assert words in " ".join(found.err.split())
+    assert words in found.flat
 
 
 @pytest.mark.parametrize(
@@ -1166,7 +1161,7 @@ def test_settings_that_are_not_of_the_method_are_refused(
     for given_as, place in ((options, ""), (["--config", "run.yaml"], f"run.yaml:{at}: " if at else "")):
         found = tt("train", *given_as)
         assert (found.code, found.out) == (2, "")
-        error, _, advice = " ".join(found.err.split()).partition(" → ")
+        error, _, advice = found.flat.partition(" → ")
         assert error.startswith(f"error: {place}{words}")
         assert hint in advice
 

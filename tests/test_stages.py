@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import signal
 import sys
 import tempfile
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupting import interrupted_in_stage
+from run_files import sums, write_rows
 
-from tinkertools import console
 from tinkertools.config import TrainConfig
 from tinkertools.errors import UsageError
 from tinkertools.runs.directory import RunDirectory
-from tinkertools.runs.log import TrainingLog
 from tinkertools.runs.stages import StagesDirectory, find_stages
 from tinkertools.settings.given import Given
 from tinkertools.settings.reading import from_options, read_file
@@ -81,19 +79,11 @@ stages:
 """
 
 
-def rows_file(path: Path, first: int) -> None:
-    rows = [
-        {"messages": [{"role": "user", "content": f"{i} plus 1?"}, {"role": "assistant", "content": f"{i + 1}."}]}
-        for i in range(first, first + 12)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 @pytest.fixture
 def files(tt: Tt, tmp_path: Path) -> Path:
     """The data of TWO, beside it in the working directory."""
-    rows_file(tmp_path / "a.jsonl", 0)
-    rows_file(tmp_path / "b.jsonl", 20)
+    write_rows(tmp_path / "a.jsonl", sums(12))
+    write_rows(tmp_path / "b.jsonl", sums(12, first=20))
     (tmp_path / "two.yaml").write_text(TWO)
     (tmp_path / "rlhf.yaml").write_text(RLHF)
     return tmp_path
@@ -121,20 +111,10 @@ def child(directory: str, name: str) -> TrainConfig:
     return read_file(Path(directory) / "configs" / f"{name}.yaml").config()
 
 
-def test_stages_that_are_interrupted_end_as_the_same_runs_done_by_hand(
-    tt: Tt, files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    say, log = console.say, files / "checkpoints/s/second/training_log.json"
-
-    def hear(text: str = "") -> None:
-        say(text)
-        if text.startswith("[second] starting from") and not TrainingLog.reopen(log, sys.maxsize).steps:
-            while not TrainingLog.reopen(log, sys.maxsize).steps:
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(console, "say", hear)
-    found = tt("train", "--config", "two.yaml", "--run-name", "s")
+def test_stages_that_are_interrupted_end_as_the_same_runs_done_by_hand(tt: Tt, files: Path) -> None:
+    log = files / "checkpoints/s/second/training_log.json"
+    with interrupted_in_stage("second", log):
+        found = tt("train", "--config", "two.yaml", "--run-name", "s")
     assert found.code == 130, found.err
     assert "stopped in stage 2 of 2, second; 1 of 2 stages are finished" in found.err
     assert "tt train --resume checkpoints/s" in found.err
@@ -219,7 +199,7 @@ def test_the_rank_is_that_of_the_stage_it_starts_from(staged: Tt) -> None:
     Path("ranks.yaml").write_text(text.replace("  - name: second\n", "  - name: second\n    model: {lora_rank: 3}\n"))
     found = staged("--config", "ranks.yaml", "--run-name", "t")
     assert found.code == 2
-    assert "stage second: ranks.yaml:8: model.lora_rank: stage:first has rank 2" in " ".join(found.err.split())
+    assert "stage second: ranks.yaml:8: model.lora_rank: stage:first has rank 2" in found.flat
 
 
 ERRORS = [
@@ -295,7 +275,7 @@ def test_what_is_wrong_is_said_with_its_line_before_anything_runs(
     Path("run.yaml").write_text(text)
     found = staged("--config", "run.yaml", "--data", "a.jsonl")
     assert found.code == 2, found.err
-    shown = " ".join(found.err.split())
+    shown = found.flat
     assert message in shown
     assert hint in shown.partition("→")[2]
     assert "Traceback" not in shown
@@ -313,7 +293,7 @@ def test_places_of_settings_are_checked_as_those_of_a_run(staged: Tt) -> None:
 
 @pytest.mark.parametrize("file", ["two.yaml", "rlhf.yaml"])
 def test_what_is_printed_gives_the_same_stages(staged: Tt, files: Path, file: str) -> None:
-    rows_file(files / "pairs.jsonl", 40)
+    write_rows(files / "pairs.jsonl", sums(12, first=40))
     options = ["--base-model", "", "--run-name", "s"]
     printed = staged("--config", file, *options, "--print-config")
     assert printed.code == 0, printed.err
@@ -336,7 +316,7 @@ def test_what_is_printed_gives_the_same_stages(staged: Tt, files: Path, file: st
 
 
 def test_the_three_stages_of_rlhf(staged: Tt, files: Path) -> None:
-    rows_file(files / "pairs.jsonl", 40)
+    write_rows(files / "pairs.jsonl", sums(12, first=40))
     found = staged("--config", "rlhf.yaml", "--run-name", "s")
     assert found.code == 0, found.err
     assert started() == ["sft", "judge", "rl"]
@@ -348,10 +328,10 @@ def test_the_three_stages_of_rlhf(staged: Tt, files: Path) -> None:
 
 
 def test_a_dry_run_tells_each_stage(staged: Tt, files: Path, tiny: str) -> None:
-    rows_file(files / "pairs.jsonl", 40)
+    write_rows(files / "pairs.jsonl", sums(12, first=40))
     found = staged("--config", "two.yaml", "--base-model", tiny, "--dry-run")
     assert found.code == 0, found.err
-    shown = " ".join(found.err.split())
+    shown = found.flat
     assert f"stage first, --method sft: waiting, {files}/a.jsonl, batch 4, 3 steps, rank 4, learning rate auto" in shown
     assert "12 steps, rank 4, learning rate 0.001, load checkpoint path stage:first, into checkpoints/stages_" in shown
     assert "steps: 3 of 4 conversations" in shown
@@ -386,7 +366,7 @@ def test_stages_go_on_with_what_does_not_change_the_result(staged: Tt) -> None:
 def test_a_stage_without_a_step_is_mended_in_the_file(staged: Tt) -> None:
     Path("on_second").touch()
     found = staged("--config", "two.yaml", "--run-name", "s")
-    assert "where its settings are wrong, with --config FILE once they are mended there" in " ".join(found.err.split())
+    assert "where its settings are wrong, with --config FILE once they are mended there" in found.flat
     Path("on_second").unlink()
     for old, new, message in [
         ("max_steps: 3}", "max_steps: 4}", "two.yaml:6: training.max_steps: 4: stage first was started with 3"),

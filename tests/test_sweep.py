@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interrupting import hearing, send
+from run_files import sums, write_rows
 
-from tinkertools import console
 from tinkertools.config import MethodName, TrainConfig
 from tinkertools.runs.log import TrainingLog
 from tinkertools.runs.sweeps import SweepDirectory
@@ -73,20 +74,11 @@ FAKE = textwrap.dedent("""
 """)
 
 
-def rows_file(path: Path, first: int, number: int) -> str:
-    rows = [
-        {"messages": [{"role": "user", "content": f"{i} plus 1?"}, {"role": "assistant", "content": f"{i + 1}."}]}
-        for i in range(first, first + number)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 @pytest.fixture
 def sweep(tt: Tt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tt:
     """Sweep with runs that compute nothing, in ./s."""
     monkeypatch.setattr(running, "command_of", lambda config: [sys.executable, "-c", FAKE, str(config)])
-    rows_file(tmp_path / "d.jsonl", 0, 12)
+    write_rows(tmp_path / "d.jsonl", sums(12))
     return lambda *more: tt("train", "--data", "d.jsonl", "--val-fraction", 0.2, "--run-name", "s",
                             "--output-dir", ".", *more)  # fmt: skip
 
@@ -111,7 +103,8 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
 
 
 def test_a_sweep_from_beginning_to_end(tt: Tt, tmp_path: Path, environment: dict[str, str]) -> None:
-    data, held_out = rows_file(tmp_path / "d.jsonl", 0, 16), rows_file(tmp_path / "e.jsonl", 16, 4)
+    data = str(write_rows(tmp_path / "d.jsonl", sums(16)))
+    held_out = str(write_rows(tmp_path / "e.jsonl", sums(4, first=16)))
     settings = [
         "--data", data, "--eval-data", held_out, "--batch", "4", "--max-steps", str(STEPS), "--eval-every", "4",
         "--save-every", "0",
@@ -221,19 +214,16 @@ def test_a_failed_run_is_marked_and_tried_again(sweep: Tt) -> None:
     assert [row["state"] for row in results_of(Path("s"))] == ["finished"] * 5
 
 
-def test_signals_reach_the_run_and_no_other_begins(sweep: Tt, monkeypatch: pytest.MonkeyPatch) -> None:
-    say = console.say
-
-    def hear(text: str = "") -> None:
-        say(text)
+def test_signals_reach_the_run_and_no_other_begins(sweep: Tt) -> None:
+    def answer(text: str) -> None:
         if text.startswith("  ready"):
-            os.kill(os.getpid(), signal.SIGTERM)
+            send(signal.SIGTERM)
         elif text.startswith("  first"):
-            os.kill(os.getpid(), signal.SIGINT)
+            send(signal.SIGINT)
 
-    monkeypatch.setattr(console, "say", hear)
     Path("on_8").write_text("wait")
-    found = sweep("--rank", "4,8,32", "--learning-rate", "1")
+    with hearing(answer):
+        found = sweep("--rank", "4,8,32", "--learning-rate", "1")
     assert found.code == 128 + signal.SIGTERM
     assert started() == ["rank_4", "rank_8"]
     assert re.findall(r"(first|second) (\d+)", found.err) == [("first", "15"), ("second", "2")]
@@ -248,7 +238,7 @@ def test_signals_reach_the_run_and_no_other_begins(sweep: Tt, monkeypatch: pytes
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
 def test_no_run_outlives_its_sweep(tmp_path: Path, environment: dict[str, str]) -> None:
-    rows_file(tmp_path / "d.jsonl", 0, 4)
+    write_rows(tmp_path / "d.jsonl", sums(4))
     (tmp_path / "on_4").write_text("end")
     program = (
         "import sys; from tinkertools import cli; from tinkertools.sweeping import running\n"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_files import run_of, sums, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinkertools import console
@@ -34,23 +35,7 @@ SECRET = "tml-planted-secret-0123456789"
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    path = tmp_path / "chats.jsonl"
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"What is {i} plus 1?"},
-                {"role": "assistant", "content": f"{i + 1}."},
-            ]
-        }
-        for i in range(12)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def run_of(found: Any) -> RunDirectory:
-    assert found.code == 0, found.err
-    return RunDirectory(Path(found.out.strip().splitlines()[-1]).absolute())
+    return write_rows(tmp_path / "chats.jsonl", sums(12, question="What is {} plus 1?"))
 
 
 def test_the_run_directory(tt: Tt, tiny: str, data: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import constants
 from model_hub import Account, ModelHub
 from peft import PeftModel
+from run_files import write_rows
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,7 +25,7 @@ PROMPT = [5, 6, 7, 8, 9, 10]
 def trained(tt: Tt, untied: str, tmp_path: Path) -> Path:
     """A short run on a tiny model, with a checkpoint."""
     rows = [[{"role": "user", "content": q}, {"role": "assistant", "content": "yes"}] for q in ("a", "b c", "d e f g")]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    write_rows(tmp_path / "data.jsonl", [{"messages": row} for row in rows])
     options = ["--batch", 3, "--max-steps", 6, "--save-every", 3, "--learning-rate", "1e-2", "--rank", 4]
     found = tt("train", "--base-model", untied, "--data", "data.jsonl", "--run-name", "r", *options)
     assert found.code == 0, found.err

@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 from judge_fixtures import Serve
-from judge_server import KEY, Asked, Judge, Raw
+from judge_server import KEY, Asked, Judge, Raw, interrupting
 
 Tt = Callable[..., Any]
 
@@ -249,23 +248,11 @@ def test_the_same_command_goes_on_after_a_server_died(tt: Tt, serve: Serve) -> N
 
 
 def test_an_interruption_loses_nothing(tt: Tt, serve: Serve) -> None:
-    lock, seen, let_go = threading.Lock(), [0], threading.Event()
-
-    def model(asked: Asked) -> str:
-        with lock:
-            seen[0] += 1
-            last = seen[0] == 6
-        if last:
-            # As Ctrl-C comes while an answer is waited for.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            let_go.wait(60)
-        return honest(asked)
-
-    server = serve(model)
     write_documents(10)
     command = ("prepare", "--dataset", "docs", "--generator-at-once", 1, *OPENAI)
-    stopped = tt(*command)
-    let_go.set()
+    with interrupting(honest, question=6) as model:
+        server = serve(model)
+        stopped = tt(*command)
     assert (stopped.code, stopped.out) == (130, "")
     assert f"run the same command again to go on; replies are kept in {REPLIES}" in stopped.err
     assert not OUTPUT.exists() and len(REPLIES.read_text().splitlines()) == 5

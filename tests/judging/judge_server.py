@@ -1,7 +1,9 @@
 """Judges on the loopback that speak the APIs of OpenAI and Anthropic, and a stand-in for who judges."""
 
+import itertools
 import json
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -71,6 +73,28 @@ def prefers(text: str) -> Judge:
         return asked.verdict("tie" if a == b else "A" if a else "B")
 
     return judge
+
+
+@contextmanager
+def interrupting(judge: Judge, question: int) -> Iterator[Judge]:
+    """A judge at one of whose questions Ctrl-C comes to who waits; that one is answered when the block ends.
+
+    Args:
+        judge: who answers.
+        question: the number, from 1 on, of the question at which Ctrl-C comes.
+    """
+    numbers, let_go = itertools.count(1), threading.Event()
+
+    def answer(asked: Asked) -> str | Raw:
+        if next(numbers) == question:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            let_go.wait(60)
+        return judge(asked)
+
+    try:
+        yield answer
+    finally:
+        let_go.set()
 
 
 class JudgeServer(Loopback):

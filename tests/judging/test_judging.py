@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import signal
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 from judge_fixtures import Serve
-from judge_server import KEY, Asked, Judge, JudgeServer, Raw, no_progress, prefers
+from judge_server import KEY, Asked, Judge, JudgeServer, Raw, interrupting, no_progress, prefers
 from standin import Checkpoint, Model, StandIn
 
 from tinkertools.asking.asker import Pace
@@ -424,22 +423,10 @@ def test_an_answer_that_does_not_come_is_given_up(serve: Serve) -> None:
 
 def test_an_interruption_loses_nothing(tmp_path: Path, serve: Serve) -> None:
     honest = prefers("good")
-    lock, seen, let_go = threading.Lock(), [0], threading.Event()
-
-    def judge(asked: Asked) -> str | Raw:
-        with lock:
-            seen[0] += 1
-            last = seen[0] == 6
-        if last:
-            # As Ctrl-C comes while an answer is waited for.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            let_go.wait(60)
-        return honest(asked)
-
-    server = serve(judge)
-    with pytest.raises(KeyboardInterrupt):
-        ask(tmp_path, pairs(10), at_once=1)
-    let_go.set()
+    with interrupting(honest, question=6) as broken_off:
+        server = serve(broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            ask(tmp_path, pairs(10), at_once=1)
     server.judge, server.asked = honest, []
     judged = ask(tmp_path, pairs(10))
     assert (judged.tally.kept, judged.tally.asked, len(server.asked)) == (5, 15, 15)

@@ -6,7 +6,7 @@ import gc
 import math
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,6 @@ def datum(tokens: list[int], **inputs: Any) -> types.Datum:
 
 BATCH = [datum([5, 9, 200, 31, 7], weights=[0.0, 1, 1, 1]), datum([11, 12, 13]), datum([3, 1999])]
 ADAM = types.AdamParams(learning_rate=1e-3)
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceClient]:
-    with ServiceClient(store=tmp_path_factory.mktemp("store"), device="cpu") as client:
-        yield client
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import inspect
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,12 +25,6 @@ from tinkertools.local.stops import TextStops
 
 GREEDY: dict[str, Any] = {"temperature": 0, "stop": []}
 PROMPTS = [[5, 9, 200, 31, 7], [11, 12], [700], [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [1999, 3, 1]]
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceClient]:
-    with ServiceClient(store=tmp_path_factory.mktemp("store"), device="cpu") as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,6 @@ BATCH = [
     datum([700, 2000, 41, 42, 43, 44, 45, 46], [0, 0, 0, 0, 0, 0, 0]),
     datum([3, 1999]),
 ]
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceClient]:
-    with ServiceClient(store=tmp_path_factory.mktemp("store"), device="cpu") as client:
-        yield client
 
 
 def train(client: TrainingClient, steps: int, rate: float = 5e-3) -> list[float]:

@@ -1,8 +1,6 @@
 """Preferences of the starter model's world, for tests of what learns from them."""
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tinkertools.shipped import SAMPLE_TRAINING_DATA
@@ -30,9 +28,3 @@ def preferences(count: int, better: str = POLITE, worse: str = RUDE, **more: Any
         }
         for question in chosen
     ]
-
-
-def write(path: Path, rows: Sequence[Any]) -> Path:
-    """Rows as JSON Lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path

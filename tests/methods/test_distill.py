@@ -2,17 +2,15 @@
 
 import itertools
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from interrupting import interrupted_at
+from run_files import log_of, write_rows
 
-from tinkertools import console
 from tinkertools.chat.examples import Prompt as ModelPrompt
 from tinkertools.methods.distill import Teacher, TeacherCredit
 from tinkertools.methods.prompts import Asked
@@ -89,8 +87,7 @@ def test_the_expected_gradient_is_that_of_the_reverse_divergence(size: int) -> N
 
 
 def rows_of(path: Path, messages: Sequence[Sequence[dict[str, str]]]) -> Path:
-    path.write_text("".join(json.dumps({"messages": one}) + "\n" for one in messages))
-    return path
+    return write_rows(path, [{"messages": one} for one in messages])
 
 
 def questions(first: int, count: int) -> list[tuple[str, str]]:
@@ -166,30 +163,13 @@ def distill(tt: Tt, tmp_path: Path, starter: str, monkeypatch: pytest.MonkeyPatc
     )  # fmt: skip
 
 
-@contextmanager
-def stopping_after(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
-    """Have Ctrl-C come when a step is reported."""
-
-    @contextmanager
-    def progress(what: str, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
-        def report(done: float, note: str = "") -> None:
-            if what == "train" and done == step:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        yield report
-
-    with monkeypatch.context() as patched:
-        patched.setattr(console, "progress", progress)
-        yield
-
-
 @pytest.mark.parametrize("kind", ["--off-policy", "--on-policy"])
 def test_a_run_that_goes_on_is_the_run_that_never_stopped_and_asks_the_teacher_nothing_twice(
-    distill: Tt, tt: Tt, kind: str, monkeypatch: pytest.MonkeyPatch
+    distill: Tt, tt: Tt, kind: str
 ) -> None:
     options = [kind, "--teacher-system", "Be kind.", "--max-steps", 4, "--save-every", 2, "--val-fraction", 0.25]
     assert distill(*options, "--output-dir", "whole").code == 0
-    with stopping_after(monkeypatch, 2):
+    with interrupted_at(2):
         assert distill(*options).code == 130
     kept = Path("checkpoints/run/teacher.jsonl").read_bytes()
     assert len(kept.splitlines()) == (8 if kind == "--off-policy" else 2)
@@ -197,21 +177,21 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped_and_asks_the_teacher_n
     assert found.code == 0, found.err
     assert Path("checkpoints/run/teacher.jsonl").read_bytes() == kept
     assert Path("checkpoints/run", WEIGHTS).read_bytes() == Path("whole/run", WEIGHTS).read_bytes()
-    entries = [json.loads(Path(run, "training_log.json").read_text()) for run in ("checkpoints/run", "whole/run")]
+    entries = [log_of(run) for run in ("checkpoints/run", "whole/run")]
     assert [one["loss"] for one in entries[0]["steps"]] == [one["loss"] for one in entries[1]["steps"]]
     assert [one["nll"] for one in entries[0]["evals"]] == [one["nll"] for one in entries[1]["evals"]]
 
 
 def test_what_the_teacher_is_told_may_stand_in_a_file_and_is_part_of_the_data(
-    distill: Tt, tt: Tt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    distill: Tt, tt: Tt, tmp_path: Path
 ) -> None:
     (tmp_path / "told.txt").write_text("Be kind.\n")
-    with stopping_after(monkeypatch, 1):
+    with interrupted_at(1):
         assert distill("--teacher-system", "told.txt", "--max-steps", 3, "--save-every", 1).code == 130
     (tmp_path / "told.txt").write_text("Be rude.\n")
     found = tt("train", "--resume", "checkpoints/run")
     assert found.code == 1
-    assert "has changed since" in " ".join(found.err.split()) or "have changed since" in " ".join(found.err.split())
+    assert "has changed since" in found.flat or "have changed since" in found.flat
 
 
 def test_answers_that_are_not_ended_are_left_out(distill: Tt) -> None:
@@ -236,7 +216,7 @@ def test_what_cannot_be_used_costs_its_prompt_only_and_stays_left_out(
 
     monkeypatch.setattr("tinkertools.methods.distill.answered", answered)
     options = ["--teacher-system", "Be kind.", "--group-size", 1, "--max-length", 64, "--epochs", 1, "--save-every", 1]
-    with stopping_after(monkeypatch, 1):
+    with interrupted_at(1):
         begun = distill(*options)
     assert begun.code == 130, begun.err
     said = " ".join(begun.err.split())
@@ -275,7 +255,7 @@ def test_a_teacher_of_other_tokens_answers_but_does_not_score(distill: Tt, tiny:
     tokenizer.save_pretrained(other)
     found = distill("--teacher", other, "--on-policy", "--max-steps", 1)
     assert found.code == 2, found.err
-    assert f"the tokenizer of the teacher {other} is not that of the student" in " ".join(found.err.split())
+    assert f"the tokenizer of the teacher {other} is not that of the student" in found.flat
     assert "--off-policy trains on what it says" in found.err
 
 

@@ -1,7 +1,6 @@
 """Losses of preferences: their values and gradients against plain PyTorch and TRL, and the engine's steps with them."""
 
 import math
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,12 +44,6 @@ PAIRS = [
 def objective(reference: Reference, **settings: Any) -> DirectObjective:
     config = TrainConfig(method="dpo", beta=BETA, **settings)
     return direct_objective(config, PAIRS, reference)
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceClient]:
-    with ServiceClient(store=tmp_path_factory.mktemp("store"), device="cpu") as client:
-        yield client
 
 
 # TRL's own code is run on given logprobs: a model that "computes" them, in the place of the policy and the reference.

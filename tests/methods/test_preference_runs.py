@@ -2,33 +2,23 @@
 
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from preference_data import POLITE, RUDE, preferences, write
+from interrupting import interrupted_at
+from preference_data import POLITE, RUDE, preferences
+from run_files import log_of, without_times, write_rows
 
-from tinkertools import console
 from tinkertools.shipped import SAMPLE_HELD_OUT_DATA, STARTER_MODEL
 
 Tt = Callable[..., Any]
 WEIGHTS = Path("final_lora_weights/adapter_model.safetensors")
 HELD_OUT, UNRELATED = 24, 24
-
-
-def log_of(run: Path) -> Any:
-    return json.loads((run / "training_log.json").read_text())
-
-
-def flat(found: Any) -> str:
-    return " ".join(found.err.split())
 
 
 @pytest.fixture
@@ -38,8 +28,8 @@ def rude(tmp_path: Path) -> tuple[Path, Path]:
     # Every fourth question is held out.
     held = rows[::4]
     return (
-        write(tmp_path / "train.jsonl", [row for row in rows if row not in held]),
-        write(tmp_path / "held.jsonl", held),
+        write_rows(tmp_path / "train.jsonl", [row for row in rows if row not in held]),
+        write_rows(tmp_path / "held.jsonl", held),
     )
 
 
@@ -108,9 +98,9 @@ def test_a_reward_model_ranks_what_it_has_not_seen(tt: Tt, tmp_path: Path, rude:
     pair = json.loads(held.read_text().splitlines()[0])
     long = [{"role": "user", "content": "so " * 5000}, {"role": "assistant", "content": "yes"}]
     rows_ = [{"messages": [*pair["prompt"], *pair["chosen"]]}, {"messages": long}]
-    scored = tt("test", "--lora-weights", "checkpoints/run", "--score", write(tmp_path / "c.jsonl", rows_))
+    scored = tt("test", "--lora-weights", "checkpoints/run", "--score", write_rows(tmp_path / "c.jsonl", rows_))
     assert scored.code == 0, scored.err
-    assert "1 rows are too long for the model: not scored" in flat(scored)
+    assert "1 rows are too long for the model: not scored" in scored.flat
     alone = json.loads(Path("lora_test_results.json").read_text())
     assert [row["score"] for row in alone["scores"]] == [pytest.approx(rows[0]["chosen_score"], abs=1e-3), None]
     assert "accuracy" not in alone
@@ -136,28 +126,15 @@ class Runs:
 @pytest.fixture
 def new(tt: Tt, untied: str, tmp_path: Path) -> Runs:
     rows = preferences(16)
-    return Runs(tt, untied, write(tmp_path / "rows.jsonl", rows[:12]), write(tmp_path / "held.jsonl", rows[12:]))
-
-
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Ctrl-C when a step is reported."""
-
-    @contextmanager
-    def progress(what: str, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
-        def report(done: float, note: str = "") -> None:
-            if what == "train" and done == step:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        yield report
-
-    monkeypatch.setattr(console, "progress", progress)
+    return Runs(
+        tt, untied, write_rows(tmp_path / "rows.jsonl", rows[:12]), write_rows(tmp_path / "held.jsonl", rows[12:])
+    )
 
 
 @pytest.fixture
-def stopped(new: Runs, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stopped(new: Runs) -> Path:
     """A run that was interrupted in the middle."""
-    with monkeypatch.context() as patched:
-        interrupt_after(patched, 2)
+    with interrupted_at(2):
         found = new("stopped")
     assert found.code == 130, found.err
     return Path("checkpoints/stopped")
@@ -178,14 +155,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tt: Tt, new: Runs, 
     assert "reference, pairs" not in found.err
     assert (stopped / "reference.json").stat().st_mtime_ns == written
     assert (stopped / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
-    figures = [
-        [
-            {k: v for k, v in entry.items() if k not in ("seconds", "tokens_per_second")}
-            for entry in log_of(run)["steps"]
-        ]
-        for run in (stopped, whole)
-    ]
-    assert figures[0] == figures[1]
+    assert without_times(stopped) == without_times(whole)
     assert log_of(stopped)["evals"] == log_of(whole)["evals"]
 
 
@@ -216,9 +186,9 @@ def test_a_run_without_its_reference_does_not_go_on(
     before = (stopped / "training_log.json").read_bytes()
     found = tt("train", "--resume", stopped)
     assert found.code == 1
-    assert f"reference.json {words}" in flat(found)
-    assert "which the model of now cannot say" in flat(found)
-    assert "start a new run" in flat(found)
+    assert f"reference.json {words}" in found.flat
+    assert "which the model of now cannot say" in found.flat
+    assert "start a new run" in found.flat
     assert (stopped / "training_log.json").read_bytes() == before
 
 
@@ -273,15 +243,15 @@ def test_a_run_from_other_weights_is_held_against_those(tt: Tt, new: Runs) -> No
 
 def test_margins_are_told_and_used(new: Runs, tmp_path: Path) -> None:
     rows = [{**row, "margin": 2.0} for row in preferences(8)]
-    new.options[new.options.index("--data") + 1] = write(tmp_path / "margins.jsonl", rows)
+    new.options[new.options.index("--data") + 1] = write_rows(tmp_path / "margins.jsonl", rows)
     found = new("run", "--max-steps", 1)
     assert found.code == 0, found.err
-    assert "margins: 8 pairs have one, 2 in the mean" in flat(found)
+    assert "margins: 8 pairs have one, 2 in the mean" in found.flat
     (step,) = log_of(Path("checkpoints/run"))["steps"]
     assert step["loss"] == pytest.approx(math.log1p(math.exp(2)), rel=1e-4)
     found = new("ipo", "--max-steps", 1, "--preference-loss", "ipo", "--beta", 0.5)
     assert found.code == 0, found.err
-    assert "margins are not used" in flat(found)
+    assert "margins are not used" in found.flat
     (step,) = log_of(Path("checkpoints/ipo"))["steps"]
     assert step["loss"] == pytest.approx(1, rel=1e-3)
 
@@ -294,11 +264,11 @@ def test_pairs_that_are_too_long(new: Runs, tmp_path: Path, method: str) -> None
     rows = preferences(9)
     rows[4]["rejected"][0]["content"] = LONG
     new.options[1] = method
-    new.options[new.options.index("--data") + 1] = write(tmp_path / "long.jsonl", rows)
+    new.options[new.options.index("--data") + 1] = write_rows(tmp_path / "long.jsonl", rows)
     found = new("run", "--max-steps", 1)
     assert found.code == 1
     assert "row 5, rejected: " in found.err
-    assert "--overlength drop leaves such pairs out" in flat(found)
+    assert "--overlength drop leaves such pairs out" in found.flat
     assert not Path("checkpoints/run").exists()
     found = new("run", "--max-steps", 1, "--overlength", "drop")
     assert found.code == 0, found.err
@@ -306,8 +276,8 @@ def test_pairs_that_are_too_long(new: Runs, tmp_path: Path, method: str) -> None
     assert "1 dropped as too long" in found.err
     found = new("dry", "--dry-run")
     assert found.code == 0, found.err
-    assert "training would stop: 1 pairs are too long" in flat(found)
-    assert "steps: 6 of 4 pairs, 2 an epoch" in flat(found)
+    assert "training would stop: 1 pairs are too long" in found.flat
+    assert "steps: 6 of 4 pairs, 2 an epoch" in found.flat
 
 
 @pytest.mark.parametrize(("more", "rows", "words"), [
@@ -320,10 +290,10 @@ def test_what_is_refused(new: Runs, tmp_path: Path, more: list[Any], rows: str |
     if rows is not None:
         row = preferences(1)[0]
         made = {"messages": [*row["prompt"], *row["chosen"]]} if rows == "plain" else {**row, "rejected": row["chosen"]}
-        new.options[new.options.index("--data") + 1] = write(tmp_path / "bad.jsonl", [made])
+        new.options[new.options.index("--data") + 1] = write_rows(tmp_path / "bad.jsonl", [made])
     found = new("run", *more)
     assert found.code == (2 if "ipo" in more else 1)
-    assert words in flat(found)
+    assert words in found.flat
     assert not Path("checkpoints/run").exists()
 
 
@@ -331,21 +301,21 @@ def test_what_is_refused(new: Runs, tmp_path: Path, more: list[Any], rows: str |
 def test_scores_stand_alone(tt: Tt, other: list[str]) -> None:
     found = tt("test", "--score", "file", *other)
     assert found.code == 2
-    assert f"{other[0]} has no place beside it" in flat(found)
+    assert f"{other[0]} has no place beside it" in found.flat
 
 
 def test_scores_of_what_is_no_reward_model_are_told_apart(tt: Tt, new: Runs, tmp_path: Path) -> None:
     assert new("run", "--max-steps", 1).code == 0
-    found = tt("test", "--lora-weights", "checkpoints/run", "--score", write(tmp_path / "p.jsonl", preferences(2)))
+    found = tt("test", "--lora-weights", "checkpoints/run", "--score", write_rows(tmp_path / "p.jsonl", preferences(2)))
     assert found.code == 0, found.err
-    assert "was trained with --method dpo, not reward" in flat(found)
-    unanswered = write(tmp_path / "q.jsonl", [
+    assert "was trained with --method dpo, not reward" in found.flat
+    unanswered = write_rows(tmp_path / "q.jsonl", [
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
                       {"role": "user", "content": "c"}]}
     ])  # fmt: skip
     found = tt("test", "--lora-weights", "checkpoints/run", "--score", unanswered)
     assert found.code == 1
-    assert "conversation 1 does not end with an assistant message" in flat(found)
+    assert "conversation 1 does not end with an assistant message" in found.flat
 
 
 def test_real_preferences(tt: Tt, shared_data: Path) -> None:
@@ -355,7 +325,7 @@ def test_real_preferences(tt: Tt, shared_data: Path) -> None:
         "--overlength", "drop", "--max-length", 400, "--batch", 2, "--max-steps", 2, "--run-name", "run",
     )  # fmt: skip
     assert found.code == 0, found.err
-    words = flat(found)
+    words = found.flat
     left = int(words.split("pairs: ")[1].split(" of 300")[0])
     assert f"{300 - left} dropped as too long" in words
     assert 0 < left < 300

@@ -3,11 +3,8 @@
 import itertools
 import json
 import math
-import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interrupting import interrupted_at
+from run_files import log_of, write_rows
 from safetensors.numpy import load_file
 
-from tinkertools import console
 from tinkertools.chat.examples import Prompt as ModelPrompt
 from tinkertools.methods.prompts import Asked
 from tinkertools.methods.rl import GroupRewards
@@ -28,6 +26,7 @@ from tinkertools.rewards.samples import Closing
 
 Tt = Callable[..., Any]
 WEIGHTS = "final_lora_weights/adapter_model.safetensors"
+RUN = "checkpoints/run"
 ASKED = Asked(Prompt({"messages": [{"role": "user", "content": "?"}]}), ModelPrompt(np.array([7, 8], np.int32)), 4)
 
 
@@ -190,7 +189,7 @@ def place(tmp_path: Path) -> Path:
     """A folder with rewards and prompts."""
     (tmp_path / "rewards.py").write_text(REWARDS)
     rows = [{"question": f"{i} plus 1?", "answer": f"#### {i + 1}"} for i in range(12)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "prompts.jsonl", rows)
     return tmp_path
 
 
@@ -204,14 +203,10 @@ def train(tt: Tt, place: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> Tt
     )  # fmt: skip
 
 
-def log_of(run: str = "checkpoints/run") -> Any:
-    return json.loads((Path(run) / "training_log.json").read_text())
-
-
 def test_steps_are_logged_with_what_they_were_worth(train: Tt) -> None:
     found = train("rewards.py:vowels", "--max-steps", 2, "--val-fraction", 0.25, "--kl-penalty", 0.1)
     assert found.code == 0, found.err
-    log = log_of()
+    log = log_of(RUN)
     for entry in log["steps"]:
         assert {"reward", "kl", "entropy", "answer_tokens", "finished"} <= entry.keys()
         assert entry["unanswered"] == entry["unrewarded"] == 0
@@ -229,37 +224,18 @@ def test_steps_are_logged_with_what_they_were_worth(train: Tt) -> None:
         assert line["rewards"] == pytest.approx(vowels)
 
 
-@contextmanager
-def stopping_after(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
-    """Have Ctrl-C come when a step is reported."""
-
-    @contextmanager
-    def progress(what: str, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
-        def report(done: float, note: str = "") -> None:
-            if what == "train" and done == step:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        yield report
-
-    with monkeypatch.context() as patched:
-        patched.setattr(console, "progress", progress)
-        yield
-
-
 @pytest.mark.parametrize("loss", ["importance_sampling", "ppo", "cispo"])
-def test_a_run_that_goes_on_is_the_run_that_never_stopped(
-    train: Tt, tt: Tt, loss: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_goes_on_is_the_run_that_never_stopped(train: Tt, tt: Tt, loss: str) -> None:
     options = ["rewards.py:vowels", "--max-steps", 4, "--save-every", 2, "--policy-loss", loss, "--refresh-every", 2]
     assert train(*options, "--output-dir", "whole").code == 0
-    with stopping_after(monkeypatch, 2):
+    with interrupted_at(2):
         assert train(*options).code == 130
     assert not Path("checkpoints/run/final_lora_weights").exists()
     found = tt("train", "--resume", "checkpoints/run")
     assert found.code == 0, found.err
     for name in (WEIGHTS, "rollouts.jsonl"):
         assert Path("checkpoints/run", name).read_bytes() == Path("whole/run", name).read_bytes()
-    assert [entry["reward"] for entry in log_of()["steps"]] == [
+    assert [entry["reward"] for entry in log_of(RUN)["steps"]] == [
         entry["reward"] for entry in log_of("whole/run")["steps"]
     ]
 
@@ -270,7 +246,7 @@ def test_answers_that_fail_cost_themselves_only(train: Tt) -> None:
     assert "an answer is left out: " in found.err
     assert "nan" in found.err
     assert "ValueError: no such thing" in found.err
-    steps = log_of()["steps"]
+    steps = log_of(RUN)["steps"]
     assert sum(entry["unrewarded"] for entry in steps) > 0
     assert all(math.isfinite(entry["reward"]) for entry in steps)
 
@@ -278,7 +254,7 @@ def test_answers_that_fail_cost_themselves_only(train: Tt) -> None:
 def test_a_reward_that_takes_for_ever_costs_its_answer_only(train: Tt) -> None:
     found = train("rewards.py:slow", "--max-steps", 1, "--reward-timeout", 1)
     assert found.code == 0, found.err
-    assert log_of()["steps"][0]["unrewarded"] > 0
+    assert log_of(RUN)["steps"][0]["unrewarded"] > 0
     assert "an answer is left out: " in found.err
 
 
@@ -293,7 +269,7 @@ def test_a_reward_that_always_fails_ends_the_run(train: Tt) -> None:
 def test_where_all_rewards_are_equal_nothing_is_trained(train: Tt) -> None:
     found = train("rewards.py:same", "--max-steps", 2)
     assert found.code == 0, found.err
-    for entry in log_of()["steps"]:
+    for entry in log_of(RUN)["steps"]:
         assert (entry["loss"], entry["trained_tokens"], entry["zero_advantage_groups"]) == (0.0, 0, 3)
     weights = load_file(Path("checkpoints/run") / WEIGHTS)
     assert all(not values.any() for name, values in weights.items() if "lora_B" in name)
@@ -301,7 +277,7 @@ def test_where_all_rewards_are_equal_nothing_is_trained(train: Tt) -> None:
 
 def test_prompts_that_leave_no_room_are_refused_or_counted(train: Tt, place: Path) -> None:
     rows = [{"question": "long " * 200, "answer": "1"}, *({"question": f"{i}?", "answer": "1"} for i in range(3))]
-    (place / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(place / "prompts.jsonl", rows)
     found = train("rewards.py:vowels", "--max-steps", 1, "--max-length", 64)
     assert found.code == 1
     assert "prompt 1 has " in found.err

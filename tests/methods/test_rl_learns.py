@@ -1,11 +1,11 @@
 """`--method rl` teaches: sums in words that the starter model mostly does not understand, on sums held out."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_files import log_of, write_rows
 
 Tt = Callable[..., Any]
 
@@ -24,14 +24,14 @@ def test_sums_are_learnt_from_their_rewards(tt: Tt, tmp_path: Path, starter: str
         for a in range(11)
         for b in range(11)
     ]
-    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "sums.jsonl", rows)
     found = tt(
         "train", "--method", "rl", "--reward", "math", "--base-model", starter, "--data", "sums.jsonl",
         "--val-fraction", 0.25, "--batch", 16, "--group-size", 8, "--max-tokens", 14, "--learning-rate", 1e-3,
         "--max-steps", 30, "--eval-every", 0, "--save-every", 0, "--seed", seed, "--run-name", "sums",
     )  # fmt: skip
     assert found.code == 0, found.err
-    log = json.loads(Path("checkpoints/sums/training_log.json").read_text())
+    log = log_of("checkpoints/sums")
     before, after = (entry["reward"] for entry in log["evals"])
     assert after - before >= LEAST_GAIN, (before, after)
     assert sum(entry["reward"] for entry in log["steps"][-5:]) > sum(entry["reward"] for entry in log["steps"][:5])

@@ -1,6 +1,6 @@
 """The token that decides a score: where it is under real chat templates, and scores of a model against its logprobs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,6 @@ from tinkertools.scoring import BAD, GOOD, QUESTION, score, scored_prompt, score
 
 Tt = Callable[..., Any]
 MESSAGES = [{"role": "user", "content": "What is 3 plus 2?"}, {"role": "assistant", "content": "It is 5."}]
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceClient]:
-    with ServiceClient(store=tmp_path_factory.mktemp("store"), device="cpu") as client:
-        yield client
 
 
 @pytest.mark.parametrize("what", ["ALL_ASSISTANT_MESSAGES", "LAST_ASSISTANT_MESSAGE", "CUSTOMIZED", "ALL_TOKENS"])

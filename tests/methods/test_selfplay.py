@@ -1,22 +1,20 @@
 """Self-play: what is learnt from matches, that it wins, and runs of it through the command line."""
 
-import json
 import math
-import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from interrupting import interrupted_at
 from peft import PeftModel
+from run_files import log_of, run_of, without_times, write_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tinkertools import console, local
+from tinkertools import local
 from tinkertools.chat.examples import Prompt
 from tinkertools.chat.rendering import load_renderer
 from tinkertools.errors import DataError
@@ -25,7 +23,6 @@ from tinkertools.methods.selfplay import baselines, learnt, rehearse
 from tinkertools.runs.directory import RunDirectory
 
 Tt = Callable[..., Any]
-TIMES = ("seconds", "tokens_per_second")
 WEIGHTS = "adapter_model.safetensors"
 
 LONGER = '''
@@ -70,22 +67,8 @@ def train(tt: Tt, untied: str, longer: str) -> Tt:
     )  # fmt: skip
 
 
-def run_of(found: Any) -> RunDirectory:
-    assert found.code == 0, found.err
-    return RunDirectory(Path(found.out.strip().splitlines()[-1]).absolute())
-
-
-def log_of(run: RunDirectory) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(run.log.read_text())
-    return content
-
-
 def final_weights(run: RunDirectory) -> list[Path]:
     return [run.final_weights / WEIGHTS, run.path / "opponent_lora_weights" / WEIGHTS]
-
-
-def without_times(run: RunDirectory) -> list[dict[str, Any]]:
-    return [{k: v for k, v in entry.items() if k not in TIMES} for entry in log_of(run)["steps"]]
 
 
 def finished(winner: Any, first: int, *moves: tuple[int, str, list[int]]) -> Match:
@@ -97,23 +80,6 @@ def finished(winner: Any, first: int, *moves: tuple[int, str, list[int]]) -> Mat
         match.moves.append(Move(player, prompt, "", asked, tuple(tokens), logprobs))
     match.winner = winner
     return match
-
-
-@contextmanager
-def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ctrl-C once a step is done."""
-
-    @contextmanager
-    def progress(what: str, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
-        def report(done: float, note: str = "") -> None:
-            if what == "train" and done == step and note.startswith("loss"):
-                os.kill(os.getpid(), signal.SIGINT)
-
-        yield report
-
-    with monkeypatch.context() as patched:
-        patched.setattr(console, "progress", progress)
-        yield
 
 
 def test_advantages_are_returns_less_what_the_position_brought_elsewhere() -> None:
@@ -208,12 +174,10 @@ def test_both_adapters_are_trained_and_kept(train: Tt, untied: str) -> None:
 
 
 @pytest.mark.parametrize(("step", "more"), [(1, ()), (2, ("--policy-loss", "ppo")), (3, ("--save-every", 1))])
-def test_a_resumed_run_is_an_uninterrupted_one(
-    train: Tt, tt: Tt, monkeypatch: pytest.MonkeyPatch, step: int, more: tuple[Any, ...]
-) -> None:
+def test_a_resumed_run_is_an_uninterrupted_one(train: Tt, tt: Tt, step: int, more: tuple[Any, ...]) -> None:
     options = ("--eval-every", 2, *more)
     whole = run_of(train(*options, "--run-name", "whole"))
-    with interrupted_at(step, monkeypatch):
+    with interrupted_at(step):
         found = train(*options, "--run-name", "stopped")
     assert found.code == 130, found.err
     assert (Path("checkpoints/stopped/training_state/opponent") / WEIGHTS).is_file()
@@ -224,8 +188,8 @@ def test_a_resumed_run_is_an_uninterrupted_one(
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_run_goes_on_only_with_its_game(train: Tt, tt: Tt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with interrupted_at(1, monkeypatch):
+def test_a_run_goes_on_only_with_its_game(train: Tt, tt: Tt, tmp_path: Path) -> None:
+    with interrupted_at(1):
         assert train("--run-name", "stopped").code == 130
     file = tmp_path / "longer.py"
     file.write_text(LONGER.replace('"a"', '"o"'))
@@ -316,7 +280,7 @@ def test_nim_is_learnt_by_playing(tt: Tt, starter: str, tmp_path: Path, seed: in
         {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]}
         for prompt, text in moves
     ]
-    (tmp_path / "moves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "moves.jsonl", rows)
     common = ["--base-model", starter, "--save-every", 0, "--eval-every", 0]
     start = run_of(
         tt("train", "--data", "moves.jsonl", "--batch", 33, "--epochs", 140, "--learning-rate", 1e-3, "--rank", 32,

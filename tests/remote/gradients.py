@@ -19,6 +19,7 @@ STILL = types.AdamParams(learning_rate=0.0)
 
 
 def datum(tokens: list[int], **inputs: list[float]) -> types.Datum:
+    """`inputs` hold a value for each token but the first: those of the targets."""
     given: dict[str, Any] = {"target_tokens": tokens[1:], **inputs}
     return types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=given)
 

@@ -24,6 +24,7 @@ from typing import Any
 import anyio
 import pytest
 from faults import Fault, Kind, Proxy, Schedule
+from run_files import sums, write_rows
 from safetensors.numpy import load_file
 from standin import Lineage, StandIn, as_json, refusal
 
@@ -72,11 +73,7 @@ def end_of_process() -> None:
 @pytest.fixture
 def train(tt: Tt, starter: str, tmp_path: Path) -> Train:
     """Run `tt train` on twelve conversations, or go on with a run."""
-    rows = [
-        {"messages": [{"role": "user", "content": f"number {i}?"}, {"role": "assistant", "content": f"It is {7 * i}."}]}
-        for i in range(12)
-    ]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "data.jsonl", sums(12))
 
     def run(url: str, *more: object, timeout: float = 2, base_model: str = starter, save_every: int = 2) -> Result:
         options: list[object] = ["--base-url", url, "--timeout", timeout]
@@ -128,11 +125,6 @@ def check_run(run: Path, server: StandIn, lineage: Lineage) -> None:
     log = json.loads((run / "training_log.json").read_bytes())
     assert [entry["step"] for entry in log["steps"]] == list(range(1, STEPS + 1))
     assert not (run / ".engine").exists()
-
-
-def flat(result: Result) -> str:
-    """What was said, without the line breaks of the terminal's width."""
-    return " ".join(result.err.split())
 
 
 def check_words(result: Result, run: Path) -> None:
@@ -217,7 +209,7 @@ def test_nothing_works(kind: Kind, words: str, train: Train, run: Path, server: 
         result = train(proxy.url)
         assert proxy.requests.total() < 100
     assert result.code == 1
-    assert words in flat(result)
+    assert words in result.flat
     check_words(result, run)
     assert not server.requests
     assert not run.exists()
@@ -228,7 +220,7 @@ def test_nobody_listens(train: Train, run: Path, server: StandIn) -> None:
         proxy.refuse_connections()
         result = train(proxy.url)
     assert result.code == 1
-    assert f"{proxy.url} did not do the first contact in 2 s; its last word: no connection" in flat(result)
+    assert f"{proxy.url} did not do the first contact in 2 s; its last word: no connection" in result.flat
     check_words(result, run)
     assert not run.exists()
 
@@ -236,9 +228,9 @@ def test_nobody_listens(train: Train, run: Path, server: StandIn) -> None:
 def test_hang_in_the_middle(train: Train, run: Path, server: StandIn, undisturbed: Lineage) -> None:
     with Proxy(server.url, [Fault("hang", "optim_step", 3)]) as proxy:
         result = train(proxy.url)
-    assert "step 3: " in flat(result)
-    assert "did not do optim_step in 2 s" in flat(result)
-    assert f"then go on with step 3: tt train --resume {run.relative_to(run.parents[1])}" in flat(result)
+    assert "step 3: " in result.flat
+    assert "did not do optim_step in 2 s" in result.flat
+    assert f"then go on with step 3: tt train --resume {run.relative_to(run.parents[1])}" in result.flat
     check_words(result, run)
     assert train(server.url, "--resume", "latest", timeout=60).code == 0
     check_run(run, server, undisturbed)
@@ -271,7 +263,7 @@ def test_refused(
     result = train(server.url, timeout=60)
     assert result.code == 1
     for part in words:
-        assert part in flat(result)
+        assert part in result.flat
     check_words(result, run)
     assert server.requests.total() < 100
     assert not run.exists()
@@ -289,7 +281,7 @@ def test_payment_required(train: Train, run: Path, server: StandIn, undisturbed:
     server.refuse("optim_step", refusal(402, "no credits left"))
     result = train(server.url)
     assert result.code == 1
-    assert "HTTP 402" in flat(result)
+    assert "HTTP 402" in result.flat
     check_words(result, run)
     server.allow("optim_step")
     assert train(server.url, "--resume", run, timeout=60).code == 0
@@ -300,7 +292,7 @@ def test_unknown_base_model(train: Train, run: Path) -> None:
     with StandIn(["Qwen/Qwen3-8B", "Qwen/Qwen3-32B", "meta-llama/Llama-3.1-8B"]) as server:
         result = train(server.url, base_model="Qwen/Qwen3-8b")
     assert result.code == 1
-    assert "does not have Qwen/Qwen3-8b; it has Qwen/Qwen3-8B, Qwen/Qwen3-32B" in flat(result)
+    assert "does not have Qwen/Qwen3-8b; it has Qwen/Qwen3-8B, Qwen/Qwen3-32B" in result.flat
     assert result.err.strip().endswith("--base-model Qwen/Qwen3-8B")
     check_words(result, run)
     assert not run.exists()
@@ -313,7 +305,7 @@ def test_state_has_expired(train: Train, run: Path, server: StandIn) -> None:
     server.expire(state)
     result = train(server.url, "--resume", run)
     assert result.code == 1
-    assert f"does not have {state} any more (HTTP 404): no checkpoint {state}: it may have expired" in flat(result)
+    assert f"does not have {state} any more (HTTP 404): no checkpoint {state}: it may have expired" in result.flat
     assert "Traceback" not in result.err
     # It would fail again.
     assert "--resume" not in result.err
@@ -326,8 +318,8 @@ def test_a_resume_that_finds_no_server_says_how_to_go_on(
         assert train(proxy.url).code == 1
         proxy.refuse_connections()
         result = train(proxy.url, "--resume", run)
-    assert "no connection" in flat(result)
-    assert f"then go on with step 5: tt train --resume {run}" in flat(result)
+    assert "no connection" in result.flat
+    assert f"then go on with step 5: tt train --resume {run}" in result.flat
     check_words(result, run)
     assert train(server.url, "--resume", run, timeout=60).code == 0
     check_run(run, server, undisturbed)
@@ -338,8 +330,8 @@ def test_lost_answer_is_not_sent_again(train: Train, run: Path, server: StandIn)
     with Proxy(server.url, [Fault("drop_after", "optim_step", 4)]) as proxy:
         result = train(proxy.url)
         assert proxy.requests["optim_step"] == 4
-    assert "the answer to optim_step" in flat(result)
-    assert "nobody knows whether it was done" in flat(result)
+    assert "the answer to optim_step" in result.flat
+    assert "nobody knows whether it was done" in result.flat
     check_words(result, run)
 
 

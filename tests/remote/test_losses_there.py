@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tinker
 import torch
+from gradients import datum
 from standin import Pass, StandIn, refusal
 from tinker import types
 
@@ -48,12 +49,6 @@ def server() -> Iterator[StandIn]:
 def client(server: StandIn) -> Iterator[TrainingClient]:
     with training(server) as made:
         yield made
-
-
-def datum(tokens: list[int], **inputs: list[float]) -> types.Datum:
-    """`inputs` hold a value for each token but the first: those of the targets."""
-    given: dict[str, Any] = {"target_tokens": tokens[1:], **inputs}
-    return types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=given)
 
 
 # The weights are for the loss to use: the prompt's are zero.

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_files import sums, write_rows
 from standin import Request, Response, StandIn, refusal
 
 KEY = "tml-planted-key-1234567890"
@@ -26,11 +27,7 @@ class Together(StandIn):
 
 @pytest.mark.timeout(400)
 def test_runs_of_a_sweep_train_at_once(starter: str, tmp_path: Path, environment: dict[str, str]) -> None:
-    rows = [
-        {"messages": [{"role": "user", "content": f"number {i}?"}, {"role": "assistant", "content": f"It is {7 * i}."}]}
-        for i in range(16)
-    ]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "data.jsonl", sums(16))
     command = [sys.executable, "-m", "tinkertools", "train", "--data", "data.jsonl", "--base-model", starter]
     command += ["--batch", "2", "--max-steps", "3", "--learning-rate", "1e-3,1e-2", "--jobs", "2", "--run-name", "s"]
     command += ["--eval-every", "0", "--timeout", "120"]

@@ -1,54 +1,19 @@
 """Ratings of a model, with the real client libraries and servers on the loopback."""
 
 import threading
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judge_server import KEY, Asked, Judge, JudgeServer, Raw
+from judge_fixtures import Serve
+from judge_server import KEY, Asked, Raw
 
 from tinkertools.errors import EngineError
 from tinkertools.rewards import Reward, Rewarded, Sample, open_reward, parse_reward
 from tinkertools.rewards.judged import question, read
 
 BOTH = pytest.mark.parametrize("name", ["openai:gpt-x", "anthropic:claude-x"])
-Serve = Callable[[Judge], JudgeServer]
-
-
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "HTTP_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    nap = anyio.sleep
-
-    async def sleep(seconds: float) -> None:
-        await nap(0)
-
-    monkeypatch.setattr(anyio, "sleep", sleep)
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """Start a server on which both providers are."""
-    started: list[JudgeServer] = []
-
-    def start(judge: Judge) -> JudgeServer:
-        server = JudgeServer(judge)
-        server.__enter__()
-        started.append(server)
-        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
-        return server
-
-    yield start
-    for server in started:
-        server.__exit__(None, None, None)
 
 
 def opened(name: str) -> Reward:
