@@ -34,6 +34,9 @@ stages:
         (["--hf-private"], "--hf-private: nothing is uploaded|leave it out, or add --upload --hf-repo-id USER/NAME"),
         (["--hf-public", "--hf-repo-id", "me/it"], "--hf-public: nothing is uploaded|leave it out"),
         (["--hf-public", "--rank", "2,4"], "--hf-public: nothing is uploaded|leave it out"),
+        (["--hf-repo-id", "me/it"], "--hf-repo-id me/it: nothing is uploaded|leave it out, or add --upload"),
+        (["--adapter-only"], "--adapter-only: nothing is uploaded|leave it out, or add --upload"),
+        (["--download-dir", "up"], "--download-dir up: nothing is uploaded|leave it out, or add --upload"),
     ],
 )
 def test_what_is_typed_in_vain_is_refused(tt: Tt, options: list[Any], said: str) -> None:

@@ -12,6 +12,9 @@ from tinkertools.errors import UsageError
 from tinkertools.resuming import option
 from tinkertools.settings.given import Given
 
+# What says how a result is uploaded.
+_OF_UPLOAD = ("hf_private", "hf_repo_id", "merge", "download_dir")
+
 
 def refuse_idle(given: Given, kind: Literal["run", "sweep", "stages"], configs: Sequence[TrainConfig]) -> None:
     """Refuse an option that would have no effect; where a file has such a setting, say so.
@@ -44,7 +47,10 @@ def _idle(given: Given, kind: str, configs: Sequence[TrainConfig]) -> Iterator[t
     if given.values.get("eval_every") and not any(config.evaluates for config in configs):
         hint = "leave it out, or add --eval-data FILE or --val-fraction 0.1"
         yield "eval_every", "there is nothing to evaluate on", hint
-    # Where a file switches the upload off, the rest of what it says of it only waits.
-    waits = "upload" in given.values and not given.places.get("hf_private", "").startswith("--")
-    if given.values.get("hf_private") is not None and not waits and not any(config.upload for config in configs):
-        yield "hf_private", "nothing is uploaded", "leave it out, or add --upload --hf-repo-id USER/NAME"
+    if any(config.upload for config in configs):
+        return
+    for name in _OF_UPLOAD:
+        # Where a file switches the upload off, the rest of what it says of it only waits.
+        waits = "upload" in given.values and not given.places.get(name, "").startswith("--")
+        if given.values.get(name) is not None and not waits:
+            yield name, "nothing is uploaded", "leave it out, or add --upload --hf-repo-id USER/NAME"
