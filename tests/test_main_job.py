@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tinkertools import shipped
 
 Tt = Callable[..., Any]
@@ -38,6 +40,7 @@ def test_held_out_questions_are_not_trained_on() -> None:
     assert not prompts_of(shipped.SAMPLE_HELD_OUT_DATA) & prompts_of(shipped.SAMPLE_PROMPTS)
 
 
+@pytest.mark.timeout(1500)  # minutes, where a machine is slow or shared
 def test_train_with_defaults_changes_what_the_model_says(tt: Tt) -> None:
     trained = tt("train")
     assert trained.code == 0, trained.err

@@ -120,6 +120,7 @@ def voiced(tt: Tt, folder: Path, run: object, asked: Sequence[str], system: str 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a_student_learns_what_only_the_teacher_was_told(tt: Tt, tmp_path: Path, starter: str) -> None:
     rows = []
     for question, answer in questions(0, 1200):
@@ -134,7 +135,7 @@ def test_a_student_learns_what_only_the_teacher_was_told(tt: Tt, tmp_path: Path,
     train, held_out = asked[:300], asked[300:]
     found = tt(
         "train", "--base-model", starter, "--data", rows_of(tmp_path / "taught.jsonl", rows), "--batch", 32,
-        "--max-steps", 70, "--learning-rate", 2e-3, "--save-every", 0, "--run-name", "teacher",
+        "--max-steps", 120, "--learning-rate", 2e-3, "--save-every", 0, "--run-name", "teacher",
     )  # fmt: skip
     assert found.code == 0, found.err
     start = tmp_path / "checkpoints/teacher"

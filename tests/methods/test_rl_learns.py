@@ -16,6 +16,7 @@ LEAST_GAIN = 0.3
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_sums_are_learnt_from_their_rewards(tt: Tt, tmp_path: Path, starter: str, seed: int) -> None:
     rows = [

@@ -269,6 +269,7 @@ def test_what_has_played_itself_beats_its_start(train: Tt, untied: str, longer: 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_nim_is_learnt_by_playing(tt: Tt, starter: str, tmp_path: Path, seed: int) -> None:
     """From a start that knows the moves and not which are good."""
@@ -287,7 +288,7 @@ def test_nim_is_learnt_by_playing(tt: Tt, starter: str, tmp_path: Path, seed: in
            "--run-name", "start", *common)
     )  # fmt: skip
     run = run_of(
-        tt("train", "--method", "selfplay", "--load-checkpoint-path", start.path, "--batch", 64, "--max-steps", 40,
+        tt("train", "--method", "selfplay", "--load-checkpoint-path", start.path, "--batch", 64, "--max-steps", 70,
            "--learning-rate", 3e-4, "--warmup-steps", 10, "--max-tokens", 4, "--seed", seed, "--run-name", "played",
            *common)
     )  # fmt: skip
