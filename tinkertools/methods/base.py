@@ -1,11 +1,12 @@
 """What methods of training have in common: what they are made of, and what they work with."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tinkertools.config import TrainConfig, TrainOnWhat
+from tinkertools.errors import DataError
 from tinkertools.reporting import Voice
 
 if TYPE_CHECKING:
@@ -109,9 +110,14 @@ def find_renderer(
     return load_renderer(config.base_model, config.renderer, train_on_what)
 
 
-def held_out_option(config: TrainConfig) -> str:
-    """How the held-out data were asked for, for errors."""
-    return f"--eval-data {config.eval_data}" if config.eval_data else f"--val-fraction {config.val_fraction}"
+@contextmanager
+def of_held_out(config: TrainConfig) -> Iterator[None]:
+    """What is wrong with data within the block is wrong with the held-out ones; errors say how they were asked for."""
+    try:
+        yield
+    except DataError as error:
+        option = f"--eval-data {config.eval_data}" if config.eval_data else f"--val-fraction {config.val_fraction}"
+        raise DataError(f"{option}: {error.message}", hint=error.hint) from error
 
 
 def starting_sampler(bench: Bench) -> "SamplingClient":

@@ -17,9 +17,8 @@ from tinkertools.chat.pairs import TRAIN_PAIRS_ON, Pair
 from tinkertools.config import Overlength, PrepareDefaults, TrainConfig
 from tinkertools.custom_loss import CustomLoss
 from tinkertools.data import ReadyPairs, tell_pairs
-from tinkertools.errors import DataError
 from tinkertools.evaluation import parts
-from tinkertools.methods.base import Bench, find_renderer, held_out_option
+from tinkertools.methods.base import Bench, find_renderer, of_held_out
 from tinkertools.prompts import Prompt, prompts_of
 from tinkertools.reporting import Voice
 
@@ -81,10 +80,8 @@ class Preferences(ABC):
         self._batches = Batches(len(self.pairs), self.config.batch, self.config.seed, "pairs")
         if not self.held_out:
             return
-        try:
+        with of_held_out(self.config):
             fitted = self._make_ready(self.held_out, limits, strict=strict).fitted
-        except DataError as error:
-            raise DataError(f"{held_out_option(self.config)}: {error.message}", hint=error.hint) from error
         self.voice.say(
             f"held out: {len(fitted.pairs):,} pairs with {fitted.trained_tokens:,} trained tokens"
             + (f" ({fitted.dropped:,} left out)" if fitted.dropped else "")

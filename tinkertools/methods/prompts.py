@@ -16,7 +16,7 @@ from tinkertools.config import PrepareDefaults, TrainConfig
 from tinkertools.data import length_limit
 from tinkertools.errors import DataError
 from tinkertools.files import explain_os_errors
-from tinkertools.methods.base import held_out_option
+from tinkertools.methods.base import of_held_out
 from tinkertools.prompts import Prompt, load_prompts, prompts_of
 from tinkertools.reporting import Voice
 
@@ -72,10 +72,8 @@ class Prompts:
         self._batches = Batches(len(self.ready), self.config.batch, self.config.seed)
         if not self.held_out:
             return
-        try:
+        with of_held_out(self.config):
             self.held_out_ready = self._fitted(self.held_out, limits, strict=strict)
-        except DataError as error:
-            raise DataError(f"{held_out_option(self.config)}: {error.message}", hint=error.hint) from error
         self.voice.say(f"held out: {len(self.held_out_ready):,} prompts")
 
     def _fitted(self, prompts: Sequence[Prompt], limits: "Limits", *, strict: bool) -> list[Asked]:

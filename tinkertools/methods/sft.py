@@ -9,10 +9,9 @@ from tinkertools.chat.cache import fingerprint
 from tinkertools.chat.datums import to_datums
 from tinkertools.config import PrepareDefaults, TrainConfig
 from tinkertools.data import Ready, make_ready, tell
-from tinkertools.errors import DataError
 from tinkertools.estimates import total_tokens
 from tinkertools.evaluation import HeldOut, masked_nll, trained_bytes
-from tinkertools.methods.base import Bench, find_renderer, held_out_option
+from tinkertools.methods.base import Bench, find_renderer, of_held_out
 from tinkertools.prompts import Prompt, prompts_of
 from tinkertools.reporting import Voice
 
@@ -56,10 +55,8 @@ class Conversations:
         self._batches = Batches(len(self._ready.fitted.examples), self.config.batch, self.config.seed)
         if not self.held_out:
             return
-        try:
+        with of_held_out(self.config):
             fitted = self._make_ready(self.held_out, limits, strict=strict).fitted
-        except DataError as error:
-            raise DataError(f"{held_out_option(self.config)}: {error.message}", hint=error.hint) from error
         lost = fitted.cut + fitted.dropped + fitted.unfinished + fitted.untrained
         self.voice.say(
             f"held out: {len(fitted.examples):,} examples with {fitted.trained_tokens:,} trained tokens"
