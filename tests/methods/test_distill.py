@@ -198,7 +198,7 @@ def test_what_the_teacher_is_told_may_stand_in_a_file_and_is_part_of_the_data(
 def test_answers_that_are_not_ended_are_left_out(distill: Tt) -> None:
     found = distill("--teacher-system", "Be kind.", "--max-steps", 1, "--max-tokens", 2)
     assert (found.code, found.out) == (1, "")
-    assert "none of the teacher's 16 answers can be used: 16 not had whole" in " ".join(found.err.split())
+    assert "none of the teacher's 16 answers can be used: 16 cut or never given" in " ".join(found.err.split())
     assert "raise --max-tokens 2" in found.err
 
 
@@ -222,7 +222,7 @@ def test_what_cannot_be_used_costs_its_prompt_only_and_stays_left_out(
     assert begun.code == 130, begun.err
     said = " ".join(begun.err.split())
     assert "gave no answer to 1 of 8 prompts: the server is on fire; they are left out" in said
-    assert "of 8 answers of the teacher some are left out: 2 not had whole, 1 too long" in said
+    assert "of 8 answers of the teacher some are left out: 2 cut or never given, 1 too long" in said
     monkeypatch.setattr("tinkertools.methods.distill.answered", None)
     assert tt("train", "--resume", "checkpoints/run").code == 0
     steps = json.loads(Path("checkpoints/run/training_log.json").read_text())["steps"]

@@ -125,11 +125,11 @@ class TaughtPrompts(Prompts):
                 origins.append(i)
         limit = length_limit(self.config.max_length, self._limits)
         wanted = count * len(asked)
-        lost = Counter({"not had whole": wanted - len(conversations)})
+        lost = Counter({"cut or never given": wanted - len(conversations)})
         taught: list[list[Example]] = [[] for _ in asked]
         for origin, written in zip(origins, render_each(self.renderer, conversations), strict=True):
             if isinstance(written, RenderError):
-                lost["not writable for the student"] += 1
+                lost["not to be written with the student's renderer"] += 1
             elif not all(example.trained_tokens for example in written):
                 lost["with nothing to train"] += 1
             elif any(limit is not None and len(example.tokens) > limit for example in written):
@@ -140,8 +140,7 @@ class TaughtPrompts(Prompts):
         if not any(taught):
             raise DataError(
                 f"none of the teacher's {wanted:,} answers can be used: {words}",
-                hint=f"raise --max-tokens {self.config.max_tokens} or --max-length {self.config.max_length}, or ask "
-                "another --teacher",
+                hint=f"raise --max-tokens {self.config.max_tokens}, or ask another --teacher",
             )
         if words:
             self.voice.warn(f"of {wanted:,} answers of the teacher some are left out: {words}")
