@@ -24,6 +24,7 @@ import tarfile
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from asyncio import sleep  # by its own name: tests shorten `asyncio.sleep`, and a delay here is meant
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -115,7 +116,7 @@ async def read_request(reader: asyncio.StreamReader) -> Request | None:
     return Request(method, target, headers, body)
 
 
-class HttpServer:
+class HttpServer(ABC):
     """A server on a free port of this machine, on a thread of its own, while its `with` block runs."""
 
     def __init__(self) -> None:
@@ -164,9 +165,9 @@ class HttpServer:
         finally:
             writer.close()
 
+    @abstractmethod
     async def serve(self, request: Request, writer: asyncio.StreamWriter) -> bool:
         """Answer a request; return whether the connection stays open."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ _RETRIES = 3
 _LONGEST = 300
 
 
-class _Hosted:
+class _Hosted(ABC):
     """A service, asked by its vendor's client: that one sends again what was refused for the moment or was lost."""
 
     _client: Any
@@ -46,8 +47,9 @@ class _Hosted:
                 if not self._adapted(error):
                     raise self._explained(error) from error
 
+    @abstractmethod
     async def _ask(self, question: Question) -> Reply:
-        raise NotImplementedError
+        """Ask once."""
 
     async def close(self) -> None:
         """Let go of the connections."""
