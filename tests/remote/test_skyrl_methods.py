@@ -42,6 +42,20 @@ def finished(ran: Ran, workplace: Path) -> Path:
     return run
 
 
+def whole_and_killed(
+    start: Start, remote_tt: Run, workplace: Path, name: str, options: list[object]
+) -> tuple[Path, Path]:  # fmt: skip
+    """A run, and one like it that was killed once it had a state, and went on."""
+    whole = finished(remote_tt(NEWEST, *options, "--run-name", name), workplace)
+    killed = workplace / "checkpoints" / f"{name}_killed"
+    process = start(NEWEST, "-m", "tinkertools", *options, "--run-name", killed.name)
+    until_state(killed, process)
+    process.kill()
+    assert ended(process).code == -signal.SIGKILL
+    assert finished(remote_tt(NEWEST, "train", "--resume", killed), workplace) == killed
+    return whole, killed
+
+
 @pytest.fixture(scope="session")
 def questions(shared_data: Path, workplace: Path) -> Path:
     """The shortest questions of GSM8K."""
@@ -79,13 +93,7 @@ def test_a_killed_run_goes_on_with_the_answers_of_its_checkpoint(
         "train", *asked, "--method", "rl", "--reward", "rewards.py:length", "--policy-loss", loss, "--max-steps", STEPS,
         "--kl-penalty", 0.01,
     ]  # fmt: skip
-    whole = finished(remote_tt(NEWEST, *options, "--run-name", loss), workplace)
-    run = workplace / "checkpoints" / f"{loss}_killed"
-    process = start(NEWEST, "-m", "tinkertools", *options, "--run-name", run.name)
-    until_state(run, process)
-    process.kill()
-    assert ended(process).code == -signal.SIGKILL
-    assert finished(remote_tt(NEWEST, "train", "--resume", run), workplace) == run
+    whole, run = whole_and_killed(start, remote_tt, workplace, loss, options)
     for path in (whole, run):
         assert len(steps_of(path)) == STEPS
         kept = lines(path / "rollouts.jsonl")
@@ -107,13 +115,7 @@ def test_two_adapters_play_each_other_there_and_go_on(
         "--eval-games", 2, "--max-tokens", 4, "--rank", 8, "--learning-rate", "1e-3", "--max-steps", STEPS,
         "--save-every", 1,
     ]  # fmt: skip
-    whole = finished(remote_tt(NEWEST, *options, "--run-name", "played"), workplace)
-    run = workplace / "checkpoints" / "played_killed"
-    process = start(NEWEST, "-m", "tinkertools", *options, "--run-name", run.name)
-    until_state(run, process)
-    process.kill()
-    assert ended(process).code == -signal.SIGKILL
-    assert finished(remote_tt(NEWEST, "train", "--resume", run), workplace) == run
+    whole, run = whole_and_killed(start, remote_tt, workplace, "played", options)
     for path in (whole, run):
         assert (path / "opponent_lora_weights" / "adapter_model.safetensors").is_file()
         assert len(steps_of(path)) == STEPS
