@@ -286,6 +286,27 @@ def live_through(server: ForkServer, straight: Straight, folder: Path, faults: S
     return kills
 
 
+def live_through_instants(server: ForkServer, straight: Straight, folder: Path, seed: int, kills: int) -> None:
+    """Runs that are killed at random instants until so many kills were made.
+
+    How long a process computes differs by half from one time to another on a busy machine, so a run may end before its
+    instant. Then another begins, with earlier instants where that one had no kill at all.
+    """
+    chance = random.Random(seed)
+    earliest, latest = 0.05 * straight.ended.computed, 0.65 * straight.ended.computed
+    made = 0
+    for number in count():
+        if made >= kills:
+            break
+        place = folder / str(number)
+        place.mkdir()
+        faults = [Fault(cpu_seconds=chance.uniform(earliest, latest)) for _ in range(kills - made)]
+        if found := live_through(server, straight, place, faults):
+            made += found
+        else:
+            earliest, latest = earliest / 2, latest / 2
+
+
 def is_change(label: str) -> bool:
     """Whether what is on the disk differs before and after a point, and in a way of its own."""
     return label.startswith(("replace", "rename", "unlink", "rmdir", "truncate", "write", "save_file half"))

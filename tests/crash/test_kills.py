@@ -7,7 +7,6 @@ it, and a hundred at random instants, about 1,400 in all in half an hour of one 
 """
 
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from killing import (
     is_change,
     last_state,
     live_through,
+    live_through_instants,
     run_of,
     steps_of,
 )
@@ -36,7 +36,7 @@ pytest_plugins = ["kill_fixtures"]
 
 # Stories of up to four kills each: at a point of a new run, and at points of what goes on.
 STORIES = 15
-# Of four kills at random instants each, wherever the process computes.
+# Of at least four kills at random instants each, wherever the process computes.
 RANDOM_STORIES = 3
 # The long test in parts, so that processes can share it.
 SHARES = 16
@@ -59,9 +59,7 @@ def test_killed_at_points(server: ForkServer, straight: Straight, tmp_path: Path
 
 @pytest.mark.parametrize("seed", range(RANDOM_STORIES))
 def test_killed_at_random_instants(server: ForkServer, straight: Straight, tmp_path: Path, seed: int) -> None:
-    chance = random.Random(seed)
-    faults = [Fault(cpu_seconds=chance.uniform(0.05, 0.65) * straight.ended.computed) for _ in range(4)]
-    assert live_through(server, straight, tmp_path, faults) >= 3
+    live_through_instants(server, straight, tmp_path, seed, 4)
 
 
 @pytest.mark.long
@@ -83,9 +81,7 @@ def test_killed_at_every_point(server: ForkServer, straight: Straight, tmp_path:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(100, 120))
 def test_killed_at_many_random_instants(server: ForkServer, straight: Straight, tmp_path: Path, seed: int) -> None:
-    chance = random.Random(seed)
-    faults = [Fault(cpu_seconds=chance.uniform(0.05, 0.65) * straight.ended.computed) for _ in range(5)]
-    assert live_through(server, straight, tmp_path, faults) >= 3
+    live_through_instants(server, straight, tmp_path, seed, 5)
 
 
 def test_the_points_are_all_there(straight: Straight) -> None:
