@@ -6,26 +6,30 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from preference_data import preferences
+from run_files import write_rows
 
 from tinkertools import shipped
 from tinkertools.chat.batching import Batches
+from tinkertools.chat.datums import to_datums
 from tinkertools.chat.examples import Example
 from tinkertools.estimates import (
+    Rehearsal,
     heaviest,
     longest_of_steps,
     measure,
     peak_memory,
     tokens_of_steps,
-    total_tokens,
     typical,
 )
 from tinkertools.reporting import Report
@@ -36,10 +40,13 @@ TOLERANCE = 0.25
 
 @dataclass
 class Done:
-    """A future that is done."""
+    """A future: what is asked for is done when it is waited for."""
+
+    do: Callable[[], None] = lambda: None
 
     def result(self) -> None:
-        """Nothing is needed of it."""
+        """Do it."""
+        self.do()
 
 
 @dataclass
@@ -54,13 +61,37 @@ class FakeClient:
         """Takes a second a token."""
         self.asked.append(loss_fn)
         self.steps.append([datum.model_input.length + 1 for datum in data])
-        self.clock += sum(self.steps[-1])
-        return Done()
+        return Done(partial(self._tick, sum(self.steps[-1])))
+
+    def _tick(self, seconds: float) -> None:
+        self.clock += seconds
 
     def optim_step(self, adam: Any) -> Done:
         """Takes no time."""
         self.asked.append(f"learning rate {adam.learning_rate}")
         return Done()
+
+
+@dataclass
+class FakeSteps:
+    """A method whose steps are examples, by their batches, and cross-entropy."""
+
+    client: Any
+    examples: Sequence[Example]
+    batches: Batches
+
+    def submit(self, step: int) -> Any:
+        """One pass."""
+        return self.client.forward_backward(to_datums([self.examples[i] for i in self.batches.at(step)]), "a loss")
+
+    def lengths(self, step: int) -> list[int]:
+        """Of the step's examples."""
+        return [len(self.examples[i].tokens) for i in self.batches.at(step)]
+
+    def rehearsal(self) -> Rehearsal:
+        """All of it."""
+        shortest = min(self.examples, key=lambda example: len(example.tokens))
+        return Rehearsal(self, self.lengths, shortest)
 
 
 @contextmanager
@@ -81,16 +112,15 @@ def test_the_tokens_of_a_run_are_those_of_its_steps() -> None:
     examples = examples_of(*range(2, 12))
     batches = Batches(10, 4, seed=0)
     steps = [sum(len(examples[i].tokens) for i in batches.at(step)) for step in range(1, 6)]
-    assert tokens_of_steps(examples, batches, 5).tolist() == steps
+    assert tokens_of_steps(FakeSteps(None, examples, batches).lengths, 5).tolist() == steps
     # Whole epochs hold every example once.
-    assert sum(steps[:3]) == total_tokens(examples, batches, 3) == sum(range(2, 12))
-    assert total_tokens(examples, batches, 5) == sum(steps)
+    assert sum(steps[:3]) == sum(range(2, 12))
 
 
 def test_the_longest_of_a_step_are_counted_together() -> None:
-    examples = examples_of(5, 9, 2, 7)
-    assert longest_of_steps(examples, Batches(4, 4, seed=0), 1, most=2).tolist() == [16]
-    assert longest_of_steps(examples, Batches(4, 4, seed=0), 1, most=9).tolist() == [23]
+    lengths = FakeSteps(None, examples_of(5, 9, 2, 7), Batches(4, 4, seed=0)).lengths
+    assert longest_of_steps(lengths, 1, most=2).tolist() == [16]
+    assert longest_of_steps(lengths, 1, most=9).tolist() == [23]
 
 
 def test_the_heaviest_steps_are_that_of_most_tokens_and_that_of_the_longest() -> None:
@@ -108,22 +138,23 @@ def test_typical_steps_are_neither_the_lightest_nor_the_heaviest() -> None:
 def test_the_time_is_that_of_all_tokens_at_the_speed_of_typical_steps() -> None:
     client: Any = FakeClient()
     examples = examples_of(*range(2, 22))
-    batches = Batches(20, 4, seed=0)
-    estimate = measure(client, examples, batches, 12, silent, lambda: float(client.clock))
-    tokens = tokens_of_steps(examples, batches, 12)
+    steps_of = FakeSteps(client, examples, Batches(20, 4, seed=0))
+    estimate = measure(client, steps_of.rehearsal(), 12, silent, lambda: float(client.clock))
+    tokens = tokens_of_steps(steps_of.lengths, 12)
     measured = typical(tokens, 3)[: estimate.steps_measured]
     assert estimate.tokens_per_second == 1
-    assert estimate.seconds == total_tokens(examples, batches, 12)
+    assert estimate.seconds == tokens.sum()
     # First the smallest example, for the optimizer's moments; then the heaviest steps; then those that are timed.
-    steps = heaviest(tokens, longest_of_steps(examples, batches, 12, _cores())) + measured
-    assert client.steps == [[2], *([len(examples[i].tokens) for i in batches.at(step)] for step in steps)]
-    assert client.asked == ["cross_entropy", "learning rate 0.0"] * len(client.steps)
+    steps = heaviest(tokens, longest_of_steps(steps_of.lengths, 12, _cores())) + measured
+    assert client.steps == [[2], *(steps_of.lengths(step) for step in steps)]
+    stepped = "learning rate 0.0"
+    assert client.asked == ["cross_entropy", stepped, *["a loss", stepped] * (len(client.steps) - 1)]
 
 
 def test_slow_steps_are_timed_no_longer_than_needed() -> None:
     client: Any = FakeClient()
-    examples = examples_of(*[100] * 20)
-    estimate = measure(client, examples, Batches(20, 4, seed=0), 5, silent, lambda: float(client.clock))
+    rehearsal = FakeSteps(client, examples_of(*[100] * 20), Batches(20, 4, seed=0)).rehearsal()
+    estimate = measure(client, rehearsal, 5, silent, lambda: float(client.clock))
     assert estimate.steps_measured == 1
     assert estimate.seconds == 2000
 
@@ -160,15 +191,18 @@ def _long_data(file: Path) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("case", ["starter", "long"])
+@pytest.mark.parametrize("case", ["starter", "long", "dpo"])
 def test_a_dry_run_knows_the_memory_of_the_run(
     case: str, tmp_path: Path, environment: dict[str, str], deep: str
 ) -> None:
     model, data, batch = str(shipped.STARTER_MODEL), _some_samples(tmp_path / "some.jsonl"), 16
     if case == "long":
         model, data, batch = deep, _long_data(tmp_path / "long.jsonl"), 4
+    if case == "dpo":
+        data = str(write_rows(tmp_path / "preferences.jsonl", preferences(60)))
     arguments = [
         *("train", "--engine", "local", "--base-model", model, "--data", data, "--no-cache"),
+        *("--method", "dpo" if case == "dpo" else "sft"),
         *("--batch", str(batch), "--max-steps", "8", "--save-every", "4"),
         *("--learning-rate", "1e-4", "--output-dir", str(tmp_path / "runs")),
     ]
@@ -193,6 +227,7 @@ def test_a_dry_run_knows_the_memory_of_the_run(
     total = sum(entry["tokens"] for entry in json.loads(logs[0].read_text())["steps"])
     assert _number(r"tokens: ([\d,]+) in all steps", dry) == total
     assert "(3 steps measured)" in dry
+    assert ("the reference (a forward pass of all pairs) comes before them" in dry) == (case == "dpo")
 
 
 def _number(pattern: str, text: str) -> float:

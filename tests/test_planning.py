@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from model_hub import Account, ModelHub
+from preference_data import preferences
 from run_files import run_of, sums, write_rows
 from safetensors.torch import load_file
 
+from tinkertools.chat.rendering import load_renderer
 from tinkertools.chat.sources import find_source
 from tinkertools.config import TrainConfig
 from tinkertools.planning import plan_run
@@ -269,6 +271,37 @@ def test_a_dry_run_says_the_settings_and_the_cost(tt: Tt, data: Path, tmp_path: 
     unknown = tt("train", "--base-model", untied, *options)
     assert f"cost: no price known for {untied}" in unknown.err
     assert not list(tmp_path.glob("checkpoints*"))
+
+
+def test_a_dry_run_says_the_cost_of_other_methods(tt: Tt, tmp_path: Path, untied: str) -> None:
+    def cost(*more: Any) -> tuple[str, str]:
+        options = ("--base-model", untied, "--price", 1000, "--dry-run", "--base-url", "http://127.0.0.1:9")
+        found = tt("train", *options, *more)
+        assert found.code == 0, found.err
+        tokens, price = re.findall(r"^tokens: (.*) in all steps$|^cost: (.*)$", found.err.replace("\n  ", " "), re.M)
+        return tokens[0], price[1]
+
+    pairs = write_rows(tmp_path / "pairs.jsonl", preferences(4))
+    renderer: Any = load_renderer(untied, "auto", "LAST_ASSISTANT_MESSAGE")
+    rows = [{"messages": [*row["prompt"], *row[side]]} for row in preferences(4) for side in ("chosen", "rejected")]
+    each = sum(len(example.tokens) for found in renderer.render(rows) for example in found)
+    tokens, price = cost("--method", "dpo", "--data", pairs, "--batch", 2, "--epochs", 3)
+    assert tokens == f"{3 * each:,}"
+    assert price == (
+        f"about ${3 * each / 1000:,.2f} for {3 * each:,} tokens at $1000 per million (your own number); the reference "
+        "(a forward pass of all pairs), a forward pass of each step, storage and evaluation come on top"
+    )
+    # Of reinforcement, at most: each of three answers to a prompt may be of ten tokens.
+    asked = [{"messages": row["prompt"]} for row in preferences(4)]
+    prompts = sum(len(renderer.generation_prompt(row).tokens) for row in asked)
+    more = ("--reward", "regex:x", "--group-size", 3, "--max-tokens", 10, "--batch", 2, "--max-steps", 6)
+    tokens, price = cost("--method", "rl", "--data", write_rows(tmp_path / "prompts.jsonl", asked), *more)
+    most = 3 * 3 * (prompts + 4 * 10)
+    assert tokens == f"at most {most:,}"
+    assert price == (
+        f"at most ${most / 1000:,.2f} for at most {most:,} tokens at $1000 per million (your own number); sampling, "
+        "storage and evaluation come on top"
+    )
 
 
 def test_print_config_gives_the_same_run(train: Tt, tt: Tt) -> None:

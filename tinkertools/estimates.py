@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +13,40 @@ import numpy.typing as npt
 from tinkertools.reporting import ProgressMaker
 
 if TYPE_CHECKING:
-    from tinkertools.chat.batching import Batches
     from tinkertools.chat.examples import Example
     from tinkertools.engines import TrainingClient
 
-# A number for each step of a run, or for each example.
+# A number for each step of a run.
 Counts = npt.NDArray[np.int64]
+# How many tokens each example of a step (from 1) has.
+Lengths = Callable[[int], Sequence[int]]
 
 # Steps that are timed, unless fewer take so long already that they tell enough.
 _TIMED_STEPS = 3
 _ENOUGH_SECONDS = 20.0
+
+
+class Steps(Protocol):
+    """What sends steps to an engine (`loop.Method`)."""
+
+    def submit(self, step: int) -> Any:
+        """Send the passes of a step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Steps as a run will take them.
+
+    Attributes:
+        steps: sends them.
+        lengths: of their examples.
+        shortest: of all examples, the one with the fewest tokens.
+    """
+
+    steps: Steps
+    lengths: Lengths
+    shortest: "Example"
 
 
 @dataclass(frozen=True)
@@ -43,8 +67,8 @@ class Estimate:
 
 
 def measure(
-    client: "TrainingClient", examples: "Sequence[Example]", batches: "Batches", total_steps: int,
-    progress: ProgressMaker, clock: Callable[[], float] = time.perf_counter,
+    client: "TrainingClient", rehearsal: Rehearsal, total_steps: int, progress: ProgressMaker,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Estimate:  # fmt: skip
     """Compute those steps of a run that tell what all of it takes. The process should have done nothing larger before.
 
@@ -53,25 +77,31 @@ def measure(
     Args:
         client: of the embedded engine, with a fresh adapter of the run's rank. It is to be thrown away: its weights
             stay as they are, but its optimizer does not.
-        examples: what is trained on.
-        batches: which of them make which step.
+        rehearsal: the steps, with that client.
         total_steps: of the run.
         progress: makes the display of the measuring.
         clock: tells the time in seconds.
     """
-    tokens_S = tokens_of_steps(examples, batches, total_steps)
-    heavy = heaviest(tokens_S, longest_of_steps(examples, batches, total_steps, _side_by_side()))
+    from tinkertools.chat.datums import to_datums
+
+    tokens_S = tokens_of_steps(rehearsal.lengths, total_steps)
+    heavy = heaviest(tokens_S, longest_of_steps(rehearsal.lengths, total_steps, _side_by_side()))
     timed = typical(tokens_S, _TIMED_STEPS)
     seconds, measured = 0.0, 0
     with progress("measure", 1 + len(heavy) + len(timed), "steps") as report:
         # The optimizer's moments are made by the first step and belong to the peak of all later ones.
-        _take_step(client, [min(examples, key=lambda example: len(example.tokens))], clock)
+        first = client.forward_backward(to_datums([rehearsal.shortest]), "cross_entropy")
+        _end_step(client, first)
         report(1)
         for done, step in enumerate(heavy, 2):
-            _take_step(client, [examples[i] for i in batches.at(step)], clock)
+            _end_step(client, rehearsal.steps.submit(step))
             report(done)
         for step in timed:
-            seconds += _take_step(client, [examples[i] for i in batches.at(step)], clock)
+            passes = rehearsal.steps.submit(step)
+            # A run makes what it sends while the step before is computed.
+            started = clock()
+            _end_step(client, passes)
+            seconds += clock() - started
             measured += 1
             report(1 + len(heavy) + measured)
             if seconds >= _ENOUGH_SECONDS:
@@ -94,21 +124,14 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def total_tokens(examples: "Sequence[Example]", batches: "Batches", total_steps: int) -> int:
-    """The tokens of all steps of a run, those without a weight too: they are computed and paid for."""
-    return int(tokens_of_steps(examples, batches, total_steps).sum())
+def tokens_of_steps(lengths: Lengths, total_steps: int) -> Counts:
+    """How many tokens each step of a run has, those without a weight too: they are computed and paid for."""
+    return np.array([sum(lengths(step)) for step in range(1, total_steps + 1)], dtype=np.int64)
 
 
-def tokens_of_steps(examples: "Sequence[Example]", batches: "Batches", total_steps: int) -> Counts:
-    """How many tokens each step of a run has."""
-    lengths = _lengths(examples)
-    return _of_steps(batches, total_steps, lambda indices: int(lengths[indices].sum()))
-
-
-def longest_of_steps(examples: "Sequence[Example]", batches: "Batches", total_steps: int, most: int) -> Counts:
+def longest_of_steps(lengths: Lengths, total_steps: int, most: int) -> Counts:
     """How many tokens the `most` longest examples of each step have together."""
-    lengths = _lengths(examples)
-    return _of_steps(batches, total_steps, lambda indices: int(np.sort(lengths[indices])[-most:].sum()))
+    return np.array([sum(sorted(lengths(step))[-most:]) for step in range(1, total_steps + 1)], dtype=np.int64)
 
 
 def heaviest(tokens_S: Counts, longest_S: Counts) -> list[int]:
@@ -126,14 +149,6 @@ def typical(tokens_S: Counts, count: int) -> list[int]:
     return list(dict.fromkeys(int(order[place]) + 1 for place in places))
 
 
-def _of_steps(batches: "Batches", total_steps: int, count: Callable[[list[int]], int]) -> Counts:
-    return np.array([count(list(batches.at(step))) for step in range(1, total_steps + 1)], dtype=np.int64)
-
-
-def _lengths(examples: "Sequence[Example]") -> Counts:
-    return np.array([len(example.tokens) for example in examples], dtype=np.int64)
-
-
 def _side_by_side() -> int:
     """How many examples are computed at once that are too long to share a pass."""
     import torch
@@ -143,20 +158,13 @@ def _side_by_side() -> int:
     return threads.count(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _take_step(client: "TrainingClient", examples: "Sequence[Example]", clock: Callable[[], float]) -> float:
-    """A step that changes no weight; the seconds it took."""
+def _end_step(client: "TrainingClient", passes: Any) -> None:
+    """Step with what passes bring, and wait for both. No weight changes."""
     from tinker import types
 
-    from tinkertools.chat.datums import to_datums
-
-    # A run makes them while the step before is computed.
-    datums = to_datums(examples)
-    started = clock()
-    passed = client.forward_backward(datums, "cross_entropy")
     stepped = client.optim_step(types.AdamParams(learning_rate=0.0))
-    passed.result()
+    passes.result()
     stepped.result()
-    return clock() - started
 
 
 def _draw_a_picture() -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tinkertools.chat.examples import Example
     from tinkertools.chat.rendering import Renderer
     from tinkertools.engines import Choice, SamplingClient, Service, TrainingClient
+    from tinkertools.estimates import Rehearsal
     from tinkertools.local.limits import Limits
     from tinkertools.loop import Method
     from tinkertools.prompts import Prompt
@@ -49,6 +50,17 @@ class Bench:
     def first_step(self) -> int:
         """The step that comes next."""
         return self.saved.next_step if self.saved else 1
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How many tokens steps train on: exactly, or at most, where a model has yet to say some of them."""
+
+    number: int
+    exact: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.number:,}" if self.exact else f"at most {self.number:,}"
 
 
 class Material(Protocol):
@@ -91,8 +103,12 @@ class Material(Protocol):
         """Prompts to answer while training, of what is held out; none where nothing is."""
         ...
 
-    def tokens(self, total_steps: int) -> int | None:
+    def tokens(self, total_steps: int) -> "Tokens | None":
         """The tokens of so many steps, those without a weight too; None where nobody can tell."""
+        ...
+
+    def rehearse(self, client: "TrainingClient") -> "Rehearsal | None":
+        """The steps, before anything is known that a model must be asked for; None where none can be taken so."""
         ...
 
     def begin(self, bench: Bench) -> "Method":

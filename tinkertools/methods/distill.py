@@ -26,7 +26,7 @@ from tinkertools.errors import DataError, EngineError, RunError, UsageError
 from tinkertools.evaluation import HeldOut, trained_bytes
 from tinkertools.files import explain_os_errors
 from tinkertools.kept import Kept, key_of
-from tinkertools.methods.base import Bench, find_renderer, starting_sampler
+from tinkertools.methods.base import Bench, Tokens, find_renderer, starting_sampler
 from tinkertools.methods.prompts import Asked, Prompts, read_prompts
 from tinkertools.methods.rollouts import (
     Credited,
@@ -77,6 +77,10 @@ class TaughtPrompts(Prompts):
         """See `Material`; what the teacher is told is part of what is trained on."""
         found = super().data
         return found | {"fingerprint": key_of(found["fingerprint"], self.system)}
+
+    def tokens(self, total_steps: int) -> Tokens | None:
+        """See `Material`; what a teacher says may be longer in the student's tokens."""
+        return super().tokens(total_steps) if self.config.on_policy else None
 
     def begin(self, bench: Bench) -> "Method":
         """See `Material`: asks the teacher for its answers, unless the run has them.

@@ -49,6 +49,11 @@ class DirectPreferences(Preferences):
         if self.config.preference_loss == "ipo" and any(pair.margin for pair in self.pairs):
             self.voice.warn("margins are not used: --preference-loss ipo asks for the same of every pair")
 
+    def rehearsed_objective(self) -> "DirectObjective":
+        """See `Preferences`."""
+        nothing = [0.0] * len(self.pairs)
+        return direct_objective(self.config, self.pairs, Reference(nothing, nothing))
+
     def begin(self, bench: Bench) -> Pairwise:
         """See `Material`."""
         sets: dict[str, Sequence[Pair]] = {_TRAINED: self.pairs}

@@ -17,8 +17,9 @@ from tinkertools.chat.pairs import TRAIN_PAIRS_ON, Pair
 from tinkertools.config import Overlength, PrepareDefaults, TrainConfig
 from tinkertools.custom_loss import CustomLoss
 from tinkertools.data import ReadyPairs, tell_pairs
+from tinkertools.estimates import Rehearsal, tokens_of_steps
 from tinkertools.evaluation import parts
-from tinkertools.methods.base import Bench, find_renderer, of_held_out
+from tinkertools.methods.base import Bench, Tokens, find_renderer, of_held_out
 from tinkertools.prompts import Prompt, prompts_of
 from tinkertools.reporting import Voice
 
@@ -57,6 +58,10 @@ class Preferences(ABC):
     @abstractmethod
     def begin(self, bench: Bench) -> "Method":
         """See `Material`."""
+
+    @abstractmethod
+    def rehearsed_objective(self) -> "Objective":
+        """An objective of the pairs for which no model was asked: it takes as long, and its values mean nothing."""
 
     @property
     def data(self) -> dict[str, Any]:
@@ -115,9 +120,17 @@ class Preferences(ABC):
         better = [Conversation(messages=[*one["prompt"], *one["chosen"]]) for one in self.held_out]
         return prompts_of(better, len(better))
 
-    def tokens(self, total_steps: int) -> int:
+    def tokens(self, total_steps: int) -> Tokens:
         """See `Material`."""
-        return sum(self.pairs[i].tokens for step in range(1, total_steps + 1) for i in self._batches.at(step))
+        return Tokens(int(tokens_of_steps(self._lengths, total_steps).sum()))
+
+    def rehearse(self, client: "TrainingClient") -> Rehearsal:
+        """See `Material`."""
+        shortest = min(self.examples, key=lambda example: len(example.tokens))
+        return Rehearsal(self.steps(client, self.rehearsed_objective(), None), self._lengths, shortest)
+
+    def _lengths(self, step: int) -> list[int]:
+        return [len(side.tokens) for side in sides([self.pairs[i] for i in self._batches.at(step)])]
 
     def steps(
         self, client: "TrainingClient", objective: "Objective", held_out: "Objective | None"

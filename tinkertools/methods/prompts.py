@@ -16,12 +16,13 @@ from tinkertools.config import PrepareDefaults, TrainConfig
 from tinkertools.data import length_limit
 from tinkertools.errors import DataError
 from tinkertools.files import explain_os_errors
-from tinkertools.methods.base import of_held_out
+from tinkertools.methods.base import Tokens, of_held_out
 from tinkertools.prompts import Prompt, load_prompts, prompts_of
 from tinkertools.reporting import Voice
 
 if TYPE_CHECKING:
     from tinkertools.chat.rendering import Renderer
+    from tinkertools.engines import TrainingClient
     from tinkertools.local.limits import Limits
 
 # Of a file, to find out what its rows are.
@@ -127,9 +128,14 @@ class Prompts:
         """See `Material`."""
         return self.held_out
 
-    def tokens(self, _: int) -> int | None:
-        """See `Material`: it depends on what the model will say."""
-        return None
+    def tokens(self, total_steps: int) -> Tokens | None:
+        """See `Material`: every answer may be as long as there is room."""
+        most = [len(one.input.tokens) + one.max_tokens for one in self.ready]
+        asked = sum(most[i] for step in range(1, total_steps + 1) for i in self._batches.at(step))
+        return Tokens(self.config.group_size * asked, exact=False)
+
+    def rehearse(self, _: "TrainingClient") -> None:
+        """See `Material`: a model must answer first."""
 
 
 def read_prompts(config: TrainConfig, voice: Voice) -> tuple[list[Prompt], list[Prompt]]:

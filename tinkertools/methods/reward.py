@@ -44,6 +44,10 @@ class ScoredPreferences(Preferences):
         limit = length_limit(self.config.max_length, limits)
         return ReadyPairs(pairs, fit_pairs(pairs, limit, overlength), limit, checked=0)
 
+    def rehearsed_objective(self) -> "ScoreObjective":
+        """See `Preferences`: it needs no other model."""
+        return score_objective(self.config.label_smoothing, self.pairs)
+
     def begin(self, bench: Bench) -> Pairwise:
         """See `Material`."""
         smoothing = self.config.label_smoothing

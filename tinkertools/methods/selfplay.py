@@ -84,9 +84,11 @@ class Games:
         """See `Material`."""
         return self._prompts()
 
-    def tokens(self, total_steps: int) -> None:
-        """See `Material`."""
-        return
+    def tokens(self, _: int) -> None:
+        """See `Material`: the players decide how long a game is."""
+
+    def rehearse(self, _: "TrainingClient") -> None:
+        """See `Material`: games must be played first."""
 
     def begin(self, bench: Bench) -> "SelfPlay":
         """See `Material`."""

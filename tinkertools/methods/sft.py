@@ -9,9 +9,9 @@ from tinkertools.chat.cache import fingerprint
 from tinkertools.chat.datums import to_datums
 from tinkertools.config import PrepareDefaults, TrainConfig
 from tinkertools.data import Ready, make_ready, tell
-from tinkertools.estimates import total_tokens
+from tinkertools.estimates import Rehearsal, tokens_of_steps
 from tinkertools.evaluation import HeldOut, masked_nll, trained_bytes
-from tinkertools.methods.base import Bench, find_renderer, of_held_out
+from tinkertools.methods.base import Bench, Tokens, find_renderer, of_held_out
 from tinkertools.prompts import Prompt, prompts_of
 from tinkertools.reporting import Voice
 
@@ -90,18 +90,27 @@ class Conversations:
         """See `Material`."""
         return prompts_of(self.held_out, len(self.held_out))
 
-    def tokens(self, total_steps: int) -> int:
+    def tokens(self, total_steps: int) -> Tokens:
         """See `Material`."""
-        return total_tokens(self.examples, self._batches, total_steps)
+        return Tokens(int(tokens_of_steps(self._lengths, total_steps).sum()))
+
+    def rehearse(self, client: "TrainingClient") -> Rehearsal:
+        """See `Material`."""
+        shortest = min(self.examples, key=lambda example: len(example.tokens))
+        return Rehearsal(self._supervised(client), self._lengths, shortest)
 
     def begin(self, bench: Bench) -> "Supervised":
         """See `Material`."""
-        examples, batches = self.examples, self._batches
+        return self._supervised(bench.client)
 
-        def at(step: int) -> "list[Example]":
-            return [examples[i] for i in batches.at(step)]
+    def _supervised(self, client: "TrainingClient") -> "Supervised":
+        return Supervised(client, self._at, self._batches.epoch_of, self._evaluation)
 
-        return Supervised(bench.client, at, batches.epoch_of, self._evaluation)
+    def _at(self, step: int) -> "list[Example]":
+        return [self.examples[i] for i in self._batches.at(step)]
+
+    def _lengths(self, step: int) -> list[int]:
+        return [len(example.tokens) for example in self._at(step)]
 
 
 def read(config: TrainConfig, voice: Voice) -> Conversations:

@@ -1,21 +1,27 @@
 """What a run would train on, as text and in numbers, and what it would take."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinkertools import console
-from tinkertools.config import BATCH_OF, TrainConfig
+from tinkertools.config import BATCH_OF, MethodName, TrainConfig
 from tinkertools.planning import Plan, resolve
 from tinkertools.settings.writing import write_yaml
 from tinkertools.train.starting import material_of_run, steps_in_all
 
 if TYPE_CHECKING:
-    from tinkertools.chat.batching import Batches
-    from tinkertools.chat.examples import Example
+    from tinkertools.methods.base import Material, Tokens
 
 # Examples that a dry run shows.
 EXAMPLES_SHOWN = 2
+REFERENCE = "the reference (a forward pass of all pairs)"
+# What of a method a server is asked besides passes of training, for which there is another price.
+BESIDES: dict[MethodName, list[str]] = {
+    "dpo": [REFERENCE, "a forward pass of each step"],
+    "reward": ["a forward pass of each step"],
+    "rl": ["sampling"],
+    "distill": ["sampling", "the teacher"],
+}
 
 
 def show_plan(plan: Plan) -> None:
@@ -32,19 +38,19 @@ def show_plan(plan: Plan) -> None:
     )
     tokens = material.tokens(total_steps)
     if tokens is None:
-        console.say("tokens: as many as the model will say; they are logged as they come")
+        console.say("tokens: as many as a model will say; they are logged as they come")
     else:
-        console.say(f"tokens: {tokens:,} in all steps")
-    if config.engine == "tinker" and tokens is not None:
+        console.say(f"tokens: {tokens} in all steps")
+    if config.engine == "local":
+        show_estimate(config, material, total_steps)
+    elif tokens is not None:
         show_cost(config, tokens)
-    elif config.method == "sft" and batches is not None:
-        show_estimate(config, material.examples, batches, total_steps)
     else:
-        console.say(f"time, memory and cost are not estimated for --method {config.method}")
+        console.say("cost: not known before a model has answered")
     console.say("this was a dry run: nothing is trained and no run is made; without --dry-run it is")
 
 
-def show_estimate(config: TrainConfig, examples: "Sequence[Example]", batches: "Batches", total_steps: int) -> None:
+def show_estimate(config: TrainConfig, material: "Material", total_steps: int) -> None:
     """How long training would take on this machine and how much memory, by a few steps whose result is thrown away."""
     import tempfile
 
@@ -58,16 +64,21 @@ def show_estimate(config: TrainConfig, examples: "Sequence[Example]", batches: "
         client = service.create_lora_training_client(
             config.base_model, config.rank, config.seed, config.train_mlp, config.train_attn, config.train_unembed
         )
-        found = measure(client, examples, batches, total_steps, console.progress)
+        rehearsal = material.rehearse(client)
+        if rehearsal is None:
+            console.say("time and memory: not known before a model has answered")
+            return
+        found = measure(client, rehearsal, total_steps, console.progress)
+    before = f"; {REFERENCE} comes before them" if config.method == "dpo" else ""
     console.say(
         f"time: about {console.seconds(found.seconds)} for the steps, at {found.tokens_per_second:,.0f} tokens/s "
-        f"({found.steps_measured} steps measured)"
+        f"({found.steps_measured} steps measured){before}"
     )
     console.say(f"peak memory: about {found.peak_memory / 1e6:,.0f} MB")
 
 
-def show_cost(config: TrainConfig, tokens: int) -> None:
-    """What a server would ask for the tokens of a run."""
+def show_cost(config: TrainConfig, tokens: "Tokens") -> None:
+    """What a server would ask for the tokens that a run trains on."""
     from tinkertools.prices import cost, price_of
 
     price = price_of(config.base_model, config.price)
@@ -75,7 +86,9 @@ def show_cost(config: TrainConfig, tokens: int) -> None:
         console.say(f"cost: no price known for {config.base_model}; --price names one, in dollars per million tokens")
         return
     source = f"{price.source}, {price.date}" if price.date else price.source
+    about = "about" if tokens.exact else "at most"
+    besides = ", ".join([*BESIDES.get(config.method, []), "storage"])
     console.say(
-        f"cost: about ${cost(tokens, price):,.2f} for {tokens:,} tokens at ${price.per_million:g} per million "
-        f"({source}); storage and evaluation come on top"
+        f"cost: {about} ${cost(tokens.number, price):,.2f} for {tokens} tokens at ${price.per_million:g} per million "
+        f"({source}); {besides} and evaluation come on top"
     )
