@@ -80,9 +80,7 @@ def test_both_orders_are_asked_with_the_key_in_a_header_alone(tmp_path: Path, se
         assert [key for key, value in asked.headers.items() if KEY in value] in (["authorization"], ["x-api-key"])
         assert KEY not in json.dumps(asked.body) + asked.path
     assert (judged.tally.asked, judged.tally.tokens_in, judged.tally.tokens_out) == (2, 200, 20)
-    assert judged.words(TokenPrice(2, 10)) == "2 questions asked; 0 answers taken from the file; " + (
-        "200 tokens in, 20 out; $0.0006"
-    )
+    assert judged.words(TokenPrice(2, 10)) == "2 questions asked; 200 tokens in, 20 out; $0.0006"
     assert notes[0].startswith(f"judge {name}: 1 pairs, 2 questions, of which 2 are to be asked, about ")
     assert judged.verdicts[0].to_json("run", "base") == {
         "of": "run", "against": "base", "verdict": "win", "orders": [

@@ -80,6 +80,7 @@ def test_a_reward_model_ranks_what_it_has_not_seen(tt: Tt, tmp_path: Path, rude:
         "--learning-rate", "1e-3", "--run-name", "run", "--eval-every", 0,
     )  # fmt: skip
     assert found.code == 0, found.err
+    assert "next            tt test --lora-weights checkpoints/run --score FILE" in found.err
     first, last = log_of(Path("checkpoints/run"))["evals"]
     assert first["accuracy"] <= 0.5
     assert last["accuracy"] >= 0.85

@@ -1,6 +1,7 @@
 """Ratings of a model, with the real client libraries and servers on the loopback."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,8 +17,8 @@ from tinkertools.rewards.judged import question, read
 BOTH = pytest.mark.parametrize("name", ["openai:gpt-x", "anthropic:claude-x"])
 
 
-def opened(name: str) -> Reward:
-    return open_reward(parse_reward(f"judge:{name}"), None, lambda words: None, timeout=60)
+def opened(name: str, notify: Callable[[str], None] = lambda words: None) -> Reward:
+    return open_reward(parse_reward(f"judge:{name}"), None, notify, timeout=60)
 
 
 def sample(answer: str, reference: str | None = None) -> Sample:
@@ -33,7 +34,8 @@ def rating(asked: Asked, value: object) -> str:
 @BOTH
 def test_a_rating_is_a_share_of_100(serve: Serve, name: str) -> None:
     server = serve(lambda asked: rating(asked, {"good": 100, "half": 50, "bad": 0}[asked.section("answer")]))
-    with opened(name) as reward:
+    said: list[str] = []
+    with opened(name, said.append) as reward:
         assert reward.name == f"judge:{name}"
         found = reward([sample("bad"), sample("good", "ein Fuchs"), sample("half"), sample("bad")])
         assert found == [Rewarded(0.0), Rewarded(1.0), Rewarded(0.5), Rewarded(0.0)]
@@ -41,6 +43,8 @@ def test_a_rating_is_a_share_of_100(serve: Serve, name: str) -> None:
         assert reward([]) == []
     # Equal samples are asked about once in a call.
     assert len(server.asked) == 4
+    # What all of it took is told at the end: of each reply, what the server says.
+    assert said == [f"--reward judge:{name}: 4 questions asked; 400 tokens in, 40 out"]
     for asked in server.asked:
         assert asked.section("message of the system") == "be kind"
         assert asked.section("message of the user") == "wie? 🦊"

@@ -85,7 +85,9 @@ class Tally:
 
     def words(self, price: TokenPrice | None = None) -> str:
         """What it took, in a line."""
-        parts = [f"{self.asked:,} questions asked", f"{self.kept:,} answers taken from the file"]
+        parts = [f"{self.asked:,} questions asked"]
+        if self.kept:
+            parts.append(f"{self.kept:,} answers taken from the file")
         if self.failed:
             parts.append(f"{self.failed:,} without an answer")
         parts.append(f"{self.tokens_in:,} tokens in, {self.tokens_out:,} out")

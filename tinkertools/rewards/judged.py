@@ -6,7 +6,7 @@ from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
-from tinkertools.asking.asker import AT_ONCE
+from tinkertools.asking.asker import AT_ONCE, Tally
 from tinkertools.asking.endpoints import Endpoint, Failed
 from tinkertools.asking.models import AskedModel
 from tinkertools.asking.opening import open_endpoint
@@ -80,13 +80,15 @@ class JudgeReward(Closing):
         Args:
             name: as `--reward` takes it.
             judge: who is asked.
-            notify: is told what is waited for.
+            notify: is told what is waited for, and at the end what was asked in all.
             timeout: seconds that a reply may take.
 
         Raises:
             TinkertoolsError: the judge cannot be opened.
         """
         self.name = name
+        self._notify = notify
+        self._tally = Tally()
         # Clients keep connections, which belong to a loop: one for all calls, on a thread of its own.
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="tt judge")
@@ -105,7 +107,7 @@ class JudgeReward(Closing):
         Raises:
             EngineError: the judge refuses the key, or does not know the model.
         """
-        return self._run(_all(self._endpoint, samples))
+        return self._run(_all(self._endpoint, samples, self._tally))
 
     def close(self) -> None:
         """Let go of the judge; what is under way is given up."""
@@ -116,6 +118,8 @@ class JudgeReward(Closing):
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        if self._tally.asked:
+            self._notify(f"--reward {self.name}: {self._tally.words()}")
 
     async def _end(self) -> None:
         under_way = asyncio.all_tasks() - {asyncio.current_task()}
@@ -133,12 +137,12 @@ class JudgeReward(Closing):
             raise
 
 
-async def _all(endpoint: Endpoint, samples: Sequence[Sample]) -> list[Rewarded]:
+async def _all(endpoint: Endpoint, samples: Sequence[Sample], tally: Tally) -> list[Rewarded]:
     free = asyncio.Semaphore(AT_ONCE)
 
     async def rated(asked: JudgeQuestion) -> Rewarded:
         async with free:
-            return await _rated(endpoint, asked)
+            return await _rated(endpoint, asked, tally)
 
     questions = [question(sample) for sample in samples]
     # Equal answers to a prompt are asked about once.
@@ -153,11 +157,12 @@ async def _all(endpoint: Endpoint, samples: Sequence[Sample]) -> list[Rewarded]:
     return [tasks[asked].result() for asked in questions]
 
 
-async def _rated(endpoint: Endpoint, asked: JudgeQuestion) -> Rewarded:
+async def _rated(endpoint: Endpoint, asked: JudgeQuestion, tally: Tally) -> Rewarded:
     words = ""
     try:
         for one in (asked, again(asked)):
             reply = await endpoint.reply(one)
+            tally.add(reply)
             if (value := read(reply.text, asked.code)) is not None:
                 return Rewarded(value)
             words = " ".join(without_secrets(reply.text).split())[-_LONGEST:]

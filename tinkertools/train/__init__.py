@@ -26,6 +26,7 @@ from tinkertools.stopping import StoppedAtOnce, terminated_as_interrupted
 from tinkertools.train.dry_run import show_plan
 from tinkertools.train.idle import refuse_idle
 from tinkertools.train.running import run_plan
+from tinkertools.train.summary import show_next
 
 if TYPE_CHECKING:
     from tinkertools.staging.plans import Stages
@@ -133,7 +134,7 @@ def train_all(sweep: "Sweep", *, dry_run: bool, print_config: bool) -> None:
     console.table(*results_table(sweep, outcomes))
     console.say(f"plots           {sweep.directory.plots}")
     if best := best_run(sweep, outcomes):
-        console.say(f"next            tt compare {best.path} --compare-base")
+        show_next(best.path, scores=sweep.plan.config.method == "reward")
     console.data(str(sweep.directory.path))
     refuse_failed(sweep, outcomes)
 
@@ -156,7 +157,7 @@ def train_stages(stages: "Stages", *, dry_run: bool, print_config: bool) -> None
     run_stages(stages, console.say)
     console.table(*stages_table(stages))
     if stages.result is not None:
-        console.say(f"next            tt compare {stages.result.path} --compare-base")
+        show_next(stages.result.path, scores=False)
     console.data(str(stages.directory.path))
 
 

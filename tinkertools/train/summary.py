@@ -1,6 +1,7 @@
 """What a run that has ended shows: its curve, its figures, and what to type next."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinkertools import console
@@ -12,6 +13,12 @@ from tinkertools.resuming import changes, option
 if TYPE_CHECKING:
     from tinkertools.runs.directory import RunDirectory
     from tinkertools.runs.log import TrainingLog
+
+
+def show_next(path: Path, *, scores: bool) -> None:
+    """What to type when a run is trained: what scores answers is known by those, others by what they answer."""
+    command = f"test --lora-weights {path} --score FILE" if scores else f"compare {path} --compare-base"
+    console.say(f"next            tt {command}")
 
 
 def show_summary(run: "RunDirectory", log: "TrainingLog", total_steps: int, method: MethodName) -> None:
@@ -41,7 +48,7 @@ def show_summary(run: "RunDirectory", log: "TrainingLog", total_steps: int, meth
     console.say(f"trained tokens  {trained:,} of {tokens:,} in {len(steps):,} steps, {console.seconds(seconds)}")
     console.say(f"speed           {tokens / seconds:,.0f} tokens/s")
     console.say(f"peak memory     {peak_memory() / 1e6:,.0f} MB")
-    console.say(f"next            tt compare {run.path} --compare-base")
+    show_next(run.path, scores=method == "reward")
     console.data(str(run.path))
 
 
@@ -79,5 +86,5 @@ def show_finished(plan: Plan) -> None:
                 hint="start a new run",
             )
     console.say(f"{plan.run.path} is finished: there is nothing left to train")
-    console.say(f"next            tt compare {plan.run.path} --compare-base")
+    show_next(plan.run.path, scores=plan.config.method == "reward")
     console.data(str(plan.run.path))
