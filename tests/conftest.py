@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 # Several processes test at once: one thread each, or they wait for each other's. Torch is not imported yet.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Who starts tests in the background has them ignore Ctrl-C, and all that they start and interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Hubs are on the loopback here. Their library reads this once, when it is imported.
+os.environ.pop("HF_HUB_OFFLINE", None)
 
 # Examples take as long as the machine needs; what is asserted never depends on it.
 settings.register_profile("tests", deadline=None, max_examples=50, print_blob=True)
