@@ -46,12 +46,16 @@ _ON_ONE_WORKER = ("test_conformance.py", "test_skyrl.py", "test_skyrl_methods.py
 
 
 # What takes minutes begins first, so that no worker is left alone with it at the end.
-_LONG = (*_ON_ONE_WORKER, "test_main_job.py", "test_starter_script.py", "test_real_data.py")
+_FIRST = (*_ON_ONE_WORKER, "test_main_job.py", "test_starter_script.py", "test_real_data.py")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The order of the tests."""
-    items.sort(key=lambda item: item.path.name not in _LONG)
+    """The order of the tests; and what asks SkyRL, which takes its time to compile, is slow."""
+    items.sort(key=lambda item: item.path.name not in _FIRST)
+    for item in items:
+        if "skyrl" in getattr(item, "fixturenames", ()) and item.get_closest_marker("long") is None:
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -137,8 +137,8 @@ def test_a_seed_repeats_the_answers(tt: Tt, trained: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["test", "compare"])
-def test_ctrl_c_writes_nothing(trained: Path, tmp_path: Path, environment: dict[str, str], command: str) -> None:
-    before = sorted(tmp_path.rglob("*"))
+def test_ctrl_c_writes_no_results(trained: Path, tmp_path: Path, environment: dict[str, str], command: str) -> None:
+    before = set(tmp_path.rglob("*"))
     process = subprocess.Popen(
         [sys.executable, "-m", "tinkertools", command], cwd=tmp_path, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -151,7 +151,8 @@ def test_ctrl_c_writes_nothing(trained: Path, tmp_path: Path, environment: dict[
     assert err.splitlines()[-2:] == [
         "error: stopped; what was answered is kept", "  → run the same command again: only the rest is asked",
     ]  # fmt: skip
-    assert sorted(tmp_path.rglob("*")) == before
+    # An answer may have come first.
+    assert all(path.name.endswith(".kept.jsonl") for path in set(tmp_path.rglob("*")) - before)
 
 
 def test_answers_are_shown_as_they_are(tt: Tt, trained: Path) -> None:

@@ -191,6 +191,7 @@ def _long_data(file: Path) -> str:
     return str(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["starter", "long", "dpo"])
 def test_a_dry_run_knows_the_memory_of_the_run(
     case: str, tmp_path: Path, environment: dict[str, str], deep: str

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from interrupting import interrupted_at
+from marks import mostly_slow
 from peft import PeftModel
 from run_files import log_of, run_of, sums, without_times, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -115,7 +116,7 @@ def test_training_stops_when_nothing_improves(train: Tt, held_out: Path) -> None
     assert f"stopped early   after step {len(log['steps'])} of 12: nothing had improved" in found.err
 
 
-@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.parametrize("step", mostly_slow([3, 1, 4], 1))
 @pytest.mark.parametrize(
     "more", [("--eval-every", 2, "--sample-every", 2), ("--eval-every", 1, "--early-stop", 2, "--learning-rate", "1")]
 )

@@ -40,6 +40,7 @@ def test_held_out_questions_are_not_trained_on() -> None:
     assert not prompts_of(shipped.SAMPLE_HELD_OUT_DATA) & prompts_of(shipped.SAMPLE_PROMPTS)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)  # minutes, where a machine is slow or shared
 def test_train_with_defaults_changes_what_the_model_says(tt: Tt) -> None:
     trained = tt("train")
@@ -86,6 +87,7 @@ def test_the_starter_answers_before_training(tt: Tt) -> None:
             assert (renderer.decode(sequence.tokens), sequence.stop_reason) == (answer, "stop")
 
 
+@pytest.mark.slow
 def test_a_wheel_brings_its_data(tmp_path: Path, environment: dict[str, str]) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from run_files import write_rows
 
 Tt = Callable[..., Any]
@@ -15,6 +16,7 @@ def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().rstrip("\n").split("\n")]
 
 
+@pytest.mark.slow
 def test_gsm8k_and_sharegpt_from_file_to_comparison(tt: Tt, shared_data: Path) -> None:
     prepared = tt("prepare", "--dataset", shared_data / "gsm8k_train.jsonl", "--output", "gsm8k.jsonl")
     assert prepared.code == 0, prepared.err

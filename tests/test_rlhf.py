@@ -65,6 +65,7 @@ def stages(tt: Tt, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_three_stages_go_on_where_they_were_and_rewards_are_scores(tt: Tt, stages: Path, tmp_path: Path) -> None:
     log = tmp_path / "checkpoints/s/rl/training_log.json"
     with interrupted_in_stage("rl", log):

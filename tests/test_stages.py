@@ -111,6 +111,7 @@ def child(directory: str, name: str) -> TrainConfig:
     return read_file(Path(directory) / "configs" / f"{name}.yaml").config()
 
 
+@pytest.mark.slow
 def test_stages_that_are_interrupted_end_as_the_same_runs_done_by_hand(tt: Tt, files: Path) -> None:
     log = files / "checkpoints/s/second/training_log.json"
     with interrupted_in_stage("second", log):

@@ -102,6 +102,7 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_sweep_from_beginning_to_end(tt: Tt, tmp_path: Path, environment: dict[str, str]) -> None:
     data = str(write_rows(tmp_path / "d.jsonl", sums(16)))
     held_out = str(write_rows(tmp_path / "e.jsonl", sums(4, first=16)))

@@ -139,6 +139,7 @@ def wait_for_steps(folder: Path, process: subprocess.Popen[str], steps: int) -> 
     raise AssertionError(process.communicate()[1])
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_resume_ends_with_the_same_bytes(
     tt: Tt, tiny: str, data: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:

@@ -165,7 +165,7 @@ def test_the_renderer_is_kept_with_the_run_and_used_to_ask(tt: Tt, tiny: str, da
 
 def test_a_dry_run_needs_no_server(tt: Tt, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINKER_API_KEY", "tml-secret")
-    found = tt(*DRY, "--base-model", "Qwen/Qwen3-8B", "--data", data, "--batch", 2)
+    found = tt(*DRY, "--base-model", "Qwen/Qwen3-8B", "--data", data, "--batch", 2, "--learning-rate", 1e-4)
     assert found.code == 0, found.err
     assert "renderer: qwen3 (the vendor's, for this model)" in found.err
     assert "split: 1 conversations into 2 examples, since the renderer rewrites earlier turns" in found.err

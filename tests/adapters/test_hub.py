@@ -579,6 +579,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_what_was_pushed_loads_with_the_same_logits(
     hub: ModelHub, adapter: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def plainly(examples: list[Example] | RenderError) -> list[tuple[list[int], list
     return [(example.tokens.tolist(), example.weights.tolist()) for example in examples]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", PAIRS)
 @pytest.mark.parametrize(
     ("file", "count"),

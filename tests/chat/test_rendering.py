@@ -493,6 +493,7 @@ def test_half_a_surrogate_pair_is_no_text(text: str) -> None:
             render(conversation)
 
 
+@pytest.mark.slow
 def test_five_megabytes_in_one_message() -> None:
     long = "All work and no play. \n" * 220_000
     example = render(chat("Write.", long))

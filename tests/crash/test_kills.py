@@ -1,7 +1,7 @@
 """A run that is killed at any instant, any number of times, ends as one that ran through.
 
-The kills of CI, about 60, are chosen by seeds. Every point of a run, each with three more kills of what goes on after
-it, and a hundred at random instants, about 1,400 in all in half an hour of one core:
+About 60 kills are chosen by seeds; all but a few of their stories are slow. Every point of a run, each with three more
+kills of what goes on after it, and a hundred at random instants, about 1,400 in all in half an hour of one core:
 
     pytest -m long -n auto tests/crash
 """
@@ -31,6 +31,7 @@ from killing import (
     run_of,
     steps_of,
 )
+from marks import mostly_slow
 
 pytest_plugins = ["kill_fixtures"]
 
@@ -46,7 +47,7 @@ LOG_WRITE = "write checkpoints/r/training_log.json"
 STEP_4 = 6
 
 
-@pytest.mark.parametrize("seed", range(STORIES))
+@pytest.mark.parametrize("seed", mostly_slow(range(STORIES), 3))
 def test_killed_at_points(server: ForkServer, straight: Straight, tmp_path: Path, seed: int) -> None:
     changes = [index for index, label in enumerate(straight.ended.points) if is_change(label)]
     # Spread over the run, and never the same ones beside each other.
@@ -57,7 +58,7 @@ def test_killed_at_points(server: ForkServer, straight: Straight, tmp_path: Path
     assert kills >= 1
 
 
-@pytest.mark.parametrize("seed", range(RANDOM_STORIES))
+@pytest.mark.parametrize("seed", mostly_slow(range(RANDOM_STORIES), 1))
 def test_killed_at_random_instants(server: ForkServer, straight: Straight, tmp_path: Path, seed: int) -> None:
     live_through_instants(server, straight, tmp_path, seed, 4)
 
@@ -102,6 +103,7 @@ def test_the_points_are_all_there(straight: Straight) -> None:
         assert any(p.startswith("replace ") and p.endswith(f" to checkpoints/r/{name}") for p in points)
 
 
+@pytest.mark.slow
 def test_a_fork_computes_what_a_process_of_its_own_does(straight: Straight, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TINKER_", "HF_"))}
     environment |= {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}

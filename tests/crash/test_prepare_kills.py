@@ -67,6 +67,7 @@ def test_prepare_killed_at_every_point(server: ForkServer, tmp_path: Path, optio
         assert found_in(folder / "out") == after, label
 
 
+@pytest.mark.slow
 def test_the_cache_killed_at_every_point(server: ForkServer, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     write_data(data)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import mostly_slow
 from scipy import stats  # type: ignore[import-untyped]
 
 from tinkertools.evidence.statistics import (
@@ -64,7 +65,7 @@ CASES: dict[str, Draw] = {
 
 
 @pytest.mark.parametrize("count", [30, 100])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", mostly_slow(CASES, 3))
 def test_intervals_hold_the_truth_as_often_as_they_say(case: str, count: int) -> None:
     random = np.random.default_rng(20_260)
     held = 0

@@ -193,6 +193,7 @@ def test_a_run_without_its_reference_does_not_go_on(
     assert (stopped / "training_log.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_first_state_begins_again(
     tt: Tt, new: Runs, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from interrupting import interrupted_at
+from marks import mostly_slow
 from peft import PeftModel
 from run_files import log_of, run_of, without_times, write_rows
 from safetensors.torch import load_file
@@ -173,8 +174,9 @@ def test_both_adapters_are_trained_and_kept(train: Tt, untied: str) -> None:
     assert "win rate" in found.err
 
 
-@pytest.mark.parametrize(("step", "more"), [(1, ()), (2, ("--policy-loss", "ppo")), (3, ("--save-every", 1))])
-def test_a_resumed_run_is_an_uninterrupted_one(train: Tt, tt: Tt, step: int, more: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize("case", mostly_slow([(1, ()), (2, ("--policy-loss", "ppo")), (3, ("--save-every", 1))], 1))
+def test_a_resumed_run_is_an_uninterrupted_one(train: Tt, tt: Tt, case: tuple[int, tuple[Any, ...]]) -> None:
+    step, more = case
     options = ("--eval-every", 2, *more)
     whole = run_of(train(*options, "--run-name", "whole"))
     with interrupted_at(step):
@@ -257,6 +259,7 @@ def win_rate(
     return score(matches).win_rate
 
 
+@pytest.mark.slow
 def test_what_has_played_itself_beats_its_start(train: Tt, untied: str, longer: str, tmp_path: Path) -> None:
     # A model of random weights: only where its likeliest answers come back is there something to hold on to.
     run = run_of(

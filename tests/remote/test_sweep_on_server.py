@@ -25,6 +25,7 @@ class Together(StandIn):
         return super().respond(request)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_runs_of_a_sweep_train_at_once(starter: str, tmp_path: Path, environment: dict[str, str]) -> None:
     write_rows(tmp_path / "data.jsonl", sums(16))
