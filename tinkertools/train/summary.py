@@ -30,6 +30,11 @@ def show_summary(run: "RunDirectory", log: "TrainingLog", total_steps: int, meth
     seconds = sum(entry["seconds"] for entry in steps)
     tokens = sum(entry["tokens"] for entry in steps)
     trained = sum(entry["trained_tokens"] for entry in steps)
+    if not trained:
+        console.warn(
+            "nothing was trained: in no step was one answer worth more than the others; warmer ones (--temperature) or "
+            "weights that succeed sometimes (--load-checkpoint-path) make a difference"
+        )
     console.say()
     show_curve(steps, evals, method)
     console.say(f"run             {run.path}")
