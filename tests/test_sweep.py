@@ -486,6 +486,13 @@ def test_losses_of_preferences_are_means_of_steps() -> None:
     assert not {"nll", "best_nll", "train_nll"} & row.keys()
 
 
+def test_the_loss_of_a_policy_is_no_nll() -> None:
+    steps = [{"step": 1, "loss": 0.01, "trained_tokens": 10, "reverse_kl": 0.3}]
+    evals = [{"step": 0, "nll": 2.0}, {"step": 1, "nll": 1.5}]
+    row = Outcome(Run("a", {}, TrainConfig(method="distill", on_policy=True)), True, None, steps, evals).to_json()
+    assert (row["nll"], row["best_nll"], row["train_nll"]) == (1.5, 1.5, None)
+
+
 def test_settings_of_methods_are_swept(sweep: Tt) -> None:
     swept = {
         "dpo": ["--beta", "0.05,0.1"], "reward": ["--label-smoothing", "0,0.1"],

@@ -181,6 +181,9 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped_and_asks_the_teacher_n
     entries = [log_of(run) for run in ("checkpoints/run", "whole/run")]
     assert [one["loss"] for one in entries[0]["steps"]] == [one["loss"] for one in entries[1]["steps"]]
     assert [one["nll"] for one in entries[0]["evals"]] == [one["nll"] for one in entries[1]["evals"]]
+    # What is followed is of the same kind from step to step: a policy's loss is not.
+    followed = [line.partition("  ")[0] for line in found.err.splitlines() if " at the start, " in line]
+    assert followed == (["loss"] if kind == "--off-policy" else ["loss", "reverse KL"])
 
 
 def test_what_the_teacher_is_told_may_stand_in_a_file_and_is_part_of_the_data(

@@ -271,6 +271,7 @@ def test_where_all_rewards_are_equal_nothing_is_trained(train: Tt) -> None:
     assert found.code == 0, found.err
     for entry in log_of(RUN)["steps"]:
         assert (entry["loss"], entry["trained_tokens"], entry["zero_advantage_groups"]) == (0.0, 0, 3)
+    assert "nothing was trained: in no step was one answer worth more than the others" in found.flat
     weights = load_file(Path("checkpoints/run") / WEIGHTS)
     assert all(not values.any() for name, values in weights.items() if "lora_B" in name)
 

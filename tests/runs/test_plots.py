@@ -211,6 +211,20 @@ def test_the_loss_is_smoothed_where_steps_are_many() -> None:
     assert [smooth_loss(steps_of(noisy(count)))[2] for count in (50, 130, 5000, 100_000)] == [5, 13, 201, 201]
 
 
+def test_the_loss_of_a_policy_stands_beside_no_nll(tmp_path: Path) -> None:
+    steps = [{**step, "reverse_kl": 0.5 - step["loss"]} for step in steps_of([0.1, 0.2, 0.3])]
+    evals = evals_of({0: 2.1, 3: 0.9})
+    write_plots(tmp_path / "plots", steps, evals, "distill")
+    assert names(tmp_path / "plots") == [
+        "eval_nll.svg", "learning_rate.svg", "loss.svg", "reverse_kl.svg", "tokens_per_second.svg"
+    ]  # fmt: skip
+    own, loss = (tmp_path / "plots" / name for name in ("reverse_kl.svg", "loss.svg"))
+    assert_affine(line(own, "reverse_kl"), np.array([[1, 0.4], [2, 0.3], [3, 0.2]]))
+    assert "eval_" not in own.read_text() + loss.read_text()
+    write_sweep_plots(tmp_path / "sweep", [Curve("one", steps, evals)])
+    assert names(tmp_path / "sweep") == ["test_nll.svg"]
+
+
 def test_a_sweep_has_a_line_a_run(tmp_path: Path) -> None:
     tokens = [10, 1000, 10, 500]
     good = Curve("good", steps_of([2.0, 1.0, 0.9, 0.8], tokens), evals_of({0: 2.1, 4: 0.9}))

@@ -28,5 +28,7 @@ BATCH_OF: dict[MethodName, str] = {
 JUDGED_OF: dict[MethodName, str] = {
     "sft": "nll", "distill": "nll", "dpo": "loss", "reward": "loss", "rl": "reward", "selfplay": "win_rate",
 }  # fmt: skip
-# The figure of its own, beside the loss, by which the steps of a method are followed.
-FOLLOWED_BY: dict[MethodName, str] = {"dpo": "accuracy", "reward": "accuracy", "rl": "reward", "selfplay": "win_rate"}
+# The figure of its own, beside the loss, by which the steps of a method are followed; distillation has it on-policy.
+FOLLOWED_BY: dict[MethodName, str] = {
+    "dpo": "accuracy", "reward": "accuracy", "rl": "reward", "selfplay": "win_rate", "distill": "reverse_kl",
+}  # fmt: skip

@@ -149,7 +149,15 @@ def more_is_better(name: str) -> bool:
 
 def in_words(name: str) -> str:
     """A figure as people call it."""
-    return "NLL" if name == "nll" else name.replace("_", " ")
+    return {"nll": "NLL", "reverse_kl": "reverse KL"}.get(name, name.replace("_", " "))
+
+
+def of_policy(steps: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the loss of steps is a policy's though evaluations are an NLL: on-policy distillation's.
+
+    Such a loss is near 0 at any time, and is nothing to hold an NLL against.
+    """
+    return any("reverse_kl" in entry for entry in steps)
 
 
 def best_of(evals: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tinkertools.config import FOLLOWED_BY, MethodName
 from tinkertools.files import whole_directory
-from tinkertools.runs.log import LOSSES, best_of, in_words, judged_by, more_is_better
+from tinkertools.runs.log import LOSSES, best_of, in_words, judged_by, more_is_better, of_policy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,7 +113,8 @@ def write_sweep_plots(directory: Path, curves: Sequence[Curve], judged: str = "n
     with _pictures(directory) as part:
         picture = _sweep_picture("Evaluations", _label_of_evals(judged), labels, test, whole=up)
         _save(picture, part / f"test_{judged}.svg")
-        if judged in LOSSES or any(key in entry for curve in curves for entry in curve.steps):
+        of_its_kind = judged in LOSSES and not any(of_policy(curve.steps) for curve in curves)
+        if of_its_kind or any(judged in entry for curve in curves for entry in curve.steps):
             _save(_sweep_picture("Training", over_steps, labels, train, whole=up), part / f"train_{judged}.svg")
 
 
@@ -300,7 +301,7 @@ def _loss_picture(
         _draw(axes, "loss_mean", x, mean, color=_STRONG, label=f"training, mean of {window} steps")
     if missing := int((~np.isfinite(loss)).sum()):
         axes.plot([], [], " ", label=f"without a finite loss: {missing:,} of {len(steps):,} steps")
-    if evals and judged_by(evals[0]) in LOSSES:
+    if evals and judged_by(evals[0]) in LOSSES and not of_policy(steps):
         _draw_evals(axes, evals, judged_by(evals[0]))
     axes.legend(fontsize=8)
     return figure

@@ -9,7 +9,7 @@ from typing import Any
 from tinkertools.config import JUDGED_OF
 from tinkertools.errors import RunError
 from tinkertools.runs.directory import RunDirectory
-from tinkertools.runs.log import LOSSES, TrainingLog, best_of, in_words, judged_by, more_is_better
+from tinkertools.runs.log import LOSSES, TrainingLog, best_of, in_words, judged_by, more_is_better, of_policy
 from tinkertools.sweeping.plans import Run, Sweep, as_text
 
 
@@ -57,6 +57,8 @@ class Outcome:
 
         An NLL is the mean of all tokens that were trained. Steps in which there was nothing to train have no loss.
         """
+        if self.judged in LOSSES and of_policy(self.steps):
+            return None
         if self.judged in LOSSES:
             pairs = [(entry["loss"], entry["trained_tokens"]) for entry in self.steps if entry["trained_tokens"]]
             if self.judged == "loss":

@@ -30,6 +30,11 @@ def show_summary(run: "RunDirectory", log: "TrainingLog", total_steps: int, meth
     seconds = sum(entry["seconds"] for entry in steps)
     tokens = sum(entry["tokens"] for entry in steps)
     trained = sum(entry["trained_tokens"] for entry in steps)
+    if not trained:
+        console.warn(
+            "nothing was trained: in no step was one answer worth more than the others; warmer ones (--temperature) or "
+            "weights that succeed sometimes (--load-checkpoint-path) make a difference"
+        )
     console.say()
     show_curve(steps, evals, method)
     console.say(f"run             {run.path}")
@@ -54,10 +59,10 @@ def show_summary(run: "RunDirectory", log: "TrainingLog", total_steps: int, meth
 
 def show_curve(steps: "Sequence[dict[str, Any]]", evals: "Sequence[dict[str, Any]]", method: MethodName) -> None:
     """The chart of a run: what its evaluations are judged by, and so its loss, or its rewards and the like."""
-    from tinkertools.runs.log import LOSSES, in_words, judged_by
+    from tinkertools.runs.log import LOSSES, in_words, judged_by, of_policy
     from tinkertools.runs.plots import smooth
 
-    key = "loss" if JUDGED_OF[method] in LOSSES else JUDGED_OF[method]
+    key = "loss" if JUDGED_OF[method] in LOSSES and not of_policy(steps) else FOLLOWED_BY[method]
     x, values, window = smooth(steps, key, method)
     # Evaluations stand in the picture where they are of its kind.
     kinds = LOSSES if key == "loss" else (key,)
