@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The order of the tests; and what asks SkyRL, which takes its time to compile, is slow."""
     items.sort(key=lambda item: item.path.name not in _FIRST)
     for item in items:
-        if "skyrl" in getattr(item, "fixturenames", ()) and item.get_closest_marker("long") is None:
+        if item.path.name in _ON_ONE_WORKER and item.get_closest_marker("long") is None:
             item.add_marker("slow")
 
 
