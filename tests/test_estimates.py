@@ -159,6 +159,7 @@ def test_slow_steps_are_timed_no_longer_than_needed() -> None:
     assert estimate.seconds == 2000
 
 
+@pytest.mark.slow
 def test_peak_memory_is_of_this_process() -> None:
     before = peak_memory()
     block = np.ones(before, dtype=np.uint8)

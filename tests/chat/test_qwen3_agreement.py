@@ -351,6 +351,7 @@ def some_conversations(draw: st.DrawFn, template: str) -> Conversation:
     return chat(*turns, tools=declared if manner == "calls" and draw(st.booleans()) else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", PAIRS)
 def test_any_conversation(pairs: dict[str, Pair], template: str) -> None:
     pair = pairs[template]

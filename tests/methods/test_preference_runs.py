@@ -73,6 +73,7 @@ def test_dpo_learns_a_preference_and_unlearns_nothing_else(tt: Tt, tmp_path: Pat
     assert scores["lora"]["nll"] < 1.1 * scores["base"]["nll"]
 
 
+@pytest.mark.slow
 def test_a_reward_model_ranks_what_it_has_not_seen(tt: Tt, tmp_path: Path, rude: tuple[Path, Path]) -> None:
     train, held = rude
     found = tt(
