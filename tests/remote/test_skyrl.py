@@ -523,7 +523,6 @@ def test_a_server_that_dies_is_told_and_the_run_goes_on_when_it_is_back(
     assert trained.losses == pytest.approx(whole.losses, abs=SAME_LOSS)
 
 
-@pytest.mark.long
 def test_preferences_are_trained_there_and_go_on(
     start: Start, remote_tt: Run, skyrl: SkyRL, served: str, workplace: Path
 ) -> None:

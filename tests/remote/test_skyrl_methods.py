@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import NEWEST, ROUNDED, Ran, Run, SkyRL, Start, ended, until_state
+from servers import NEWEST, ROUNDED, ROUNDED_MEAN, Ran, Run, SkyRL, Start, ended, until_state
 
 # Starting the server may take as long as downloading it.
 pytestmark = pytest.mark.timeout(1500)
@@ -82,6 +82,23 @@ def test_answers_are_rewarded_by_the_rule_of_math(remote_tt: Run, asked: list[ob
         right = (entry["reward"] + 0.1) / 1.1 * 2 * GROUP
         assert right == pytest.approx(round(right), abs=1e-6)
         assert (entry["unanswered"], entry["unrewarded"]) == (0, 0)
+
+
+def test_real_preferences_are_trained_there(
+    remote_tt: Run, skyrl: SkyRL, served: str, shared_data: Path, workplace: Path
+) -> None:
+    rows = sorted(json.loads((shared_data / "dpo_en_demo.json").read_text()), key=lambda row: len(json.dumps(row)))[:4]
+    data = workplace / "dpo_en_demo.json"
+    data.write_text(json.dumps(rows))
+    ran = remote_tt(
+        NEWEST, "train", "--method", "dpo", "--base-url", skyrl.url, "--base-model", served, "--data", data,
+        "--batch", 4, "--max-steps", 3, "--rank", 8, "--learning-rate", "1e-2", "--run-name", "preferences",
+    )  # fmt: skip
+    steps = steps_of(finished(ran, workplace))
+    assert len(steps) == 3
+    # What nothing was changed of yet is worth as much as in the starting model.
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=ROUNDED_MEAN)
+    assert steps[-1]["loss"] < steps[0]["loss"]
 
 
 @pytest.mark.long
