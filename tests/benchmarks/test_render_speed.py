@@ -56,8 +56,8 @@ def test_a_chat_template_beside_bare_encoding(source: Callable[[Path], list[Conv
     conversations = source(shared_data)
     renderer = load_renderer(str(STARTER_MODEL))
     assert isinstance(renderer, ChatTemplateRenderer)
-    texts = [rendered.text for conversation in conversations for rendered in renderer.write(conversation)]
-    backend = load_renderer(str(STARTER_MODEL))._backend  # type: ignore[attr-defined]
+    texts = [rendered.text for conversation in conversations for rendered in renderer.writer.write(conversation)]
+    backend = load_renderer(str(STARTER_MODEL)).encoder.backend  # type: ignore[attr-defined]
 
     def bare() -> list[list[int]]:
         return [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]

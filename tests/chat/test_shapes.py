@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tinkertools.chat.conversations import Conversation
-from tinkertools.chat.shapes import ContentMatters, StandIn, stand_ins
 from tinkertools.chat.templates import ChatTemplateRenderer
+from tinkertools.chat.templates.shapes import ContentMatters, StandIn, stand_ins
 from tinkertools.shipped import STARTER_MODEL
 
 HEAD = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -62,14 +62,14 @@ COPYING_RENDERERS = {name: renderer(template) for name, template in COPYING.item
 
 @pytest.mark.parametrize("name", COPYING)
 def test_copying_templates_have_shapes(name: str) -> None:
-    shapes = COPYING_RENDERERS[name]._learn_shapes(["user", "assistant"], [0.0, 1.0])
+    shapes = COPYING_RENDERERS[name].writer._learn_shapes(["user", "assistant"], [0.0, 1.0])
     assert shapes is not None
     assert shapes[0][0].stripped == name.startswith("stripped")
 
 
 @pytest.mark.parametrize("name", LOOKING)
 def test_templates_that_look_have_none(name: str) -> None:
-    assert renderer(LOOKING[name])._learn_shapes(["user", "assistant"], [0.0, 1.0]) is None
+    assert renderer(LOOKING[name]).writer._learn_shapes(["user", "assistant"], [0.0, 1.0]) is None
 
 
 contents = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(lambda t: "<|" not in t)
@@ -86,10 +86,10 @@ def test_a_shape_writes_what_the_template_writes(
     opening = [] if system is None else [{"role": "system", "content": system}]
     conversation: Conversation = {"messages": [*opening, *said]}
     weights = [float(message["role"] == "assistant") for message in conversation["messages"]]
-    found = COPYING_RENDERERS[name]
-    by_shape = found._write_by_shape(conversation, weights)
+    writer = COPYING_RENDERERS[name].writer
+    by_shape = writer._write_by_shape(conversation, weights)
     if by_shape is not None:
-        assert by_shape == found._write_anew(*found._prepare(conversation), weights)
+        assert by_shape == writer._write_anew(*writer._prepare(conversation), weights)
     else:
         assert any(text != text.strip() for text in (m["content"] for m in conversation["messages"])) or any(
             m["content"].isspace() for m in conversation["messages"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tinkertools.chat.templates import _TODAY
+from tinkertools.chat.templates.program import with_fixed_date
 from tinkertools.config import TEMPLATE_DATE
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ class Chat:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
         self.notes: dict[str, None] = {}
-        self._template, dates = _TODAY.subn(
-            lambda found: repr(TEMPLATE_DATE.strftime(found[2])), str(tokenizer.chat_template)
-        )
+        self._template, dates = with_fixed_date(str(tokenizer.chat_template))
         if dates:
             self.notes[f"the chat template writes the date: here it is {TEMPLATE_DATE}, as in training"] = None
         first = tokenizer.encode("x", add_special_tokens=True)[:1]
