@@ -322,6 +322,11 @@ def test_what_is_trained(what: str) -> None:
     assert shown(with_template(CHAT_TEMPLATE, what), chat("a", "b", "c", "d", system="s")) == MODES[what]
 
 
+def test_all_tokens_are_trained_of_answers_alone_too() -> None:
+    conversation: Conversation = {"messages": [{"role": "assistant", "content": text} for text in ("b", "d")]}
+    assert shown(with_template(CHAT_TEMPLATE, "ALL_TOKENS"), conversation) == ["[<assistant/b>/<assistant/d>]"]
+
+
 @pytest.mark.parametrize("what", REWRITTEN_MODES)
 def test_what_is_trained_where_history_is_rewritten(what: str) -> None:
     assert shown(with_template(REWRITING, what), chat("a", "b", "c", "d")) == REWRITTEN_MODES[what]
@@ -486,11 +491,13 @@ def test_the_date_of_the_day_stays_out() -> None:
     assert shown(dated, chat("a", "b")) == ["01 January 2026<user/a>/<assistant/[b>]"]
 
 
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, MARKING, PARTS])
 @pytest.mark.parametrize("text", ["\ud800", "x\udfffy"])
-def test_half_a_surrogate_pair_is_no_text(text: str) -> None:
+def test_half_a_surrogate_pair_is_no_text(text: str, template: str) -> None:
+    renderer = with_template(template)
     for conversation in (chat(text, "b"), chat("a", text), chat("a <|im_end|>", text)):
         with pytest.raises(RenderError, match="a message holds half of a surrogate pair"):
-            render(conversation)
+            shown(renderer, conversation)
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ class ChatTemplate:
         """As `write` without an answer's beginning, with the spans that the template marks as generated.
 
         Raises:
-            RenderError: the template refuses a conversation.
+            RenderError: the template refuses a conversation, or a text holds half of a surrogate pair.
             ContentMatters: the template looks at what a stand-in says.
         """
         if not self._marks_generation:
@@ -113,6 +113,7 @@ class ChatTemplate:
         except Exception as error:
             raise RenderError(f"the chat template refuses the conversation: {error}") from error
         texts, blocks = written
+        refuse_surrogates(texts)
         return texts, blocks
 
     @cached_property

@@ -107,6 +107,8 @@ class Writer:
 
     def _learn_shapes(self, roles: list[str], weights: list[float]) -> list[tuple[Shape, list[float]]] | None:
         """How conversations with these roles are written, with each turn's weight, if their texts do not matter."""
+        if self._train_on_what == "ALL_TOKENS":  # shapes say nothing of what stands between turns
+            return None
         answers_only = all(role == "assistant" for role, weight in zip(roles, weights, strict=True) if weight)
         if not self._template.traceable or not answers_only or not any(weights):
             return None
