@@ -91,6 +91,22 @@ def test_another_chat_template_is_another_file(tmp_path: Path) -> None:
     assert cache.cache_file("data", load_renderer(str(folder))) != before
 
 
+def test_other_code_is_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    folder = tmp_path / "chat"
+    shutil.copytree(Path(cache.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(cache, "__file__", str(folder / "cache.py"))
+    renderer = load_renderer(str(STARTER_MODEL), "auto", "ALL_ASSISTANT_MESSAGES")
+    names = {cache.cache_file("data", renderer)}
+    files = sorted(folder.rglob("*.py"))
+    assert any(file.parent != folder for file in files)
+    for file in files:
+        file.write_text(file.read_text() + "\n")
+        names.add(cache.cache_file("data", renderer))
+    assert len(names) == 1 + len(files)
+
+
 def test_only_the_last_used_are_kept() -> None:
     folder = cache.cache_folder()
     for number in range(9):

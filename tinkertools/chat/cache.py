@@ -41,7 +41,7 @@ def cache_file(data_fingerprint: str, renderer: Renderer) -> Path:
     digest = hashlib.blake2b(digest_size=16)
     packages = ("tokenizers", "transformers", "tml-renderers")
     parts = [data_fingerprint, __version__, *map(version, packages), *renderer.identity.values()]
-    for code in sorted(Path(__file__).parent.glob("*.py")):
+    for code in sorted(Path(__file__).parent.rglob("*.py")):
         parts.append(hashlib.blake2b(code.read_bytes()).hexdigest())
     for part in parts:
         digest.update(part.encode() + b"\0")
