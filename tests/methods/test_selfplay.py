@@ -234,6 +234,7 @@ def test_a_dry_run_shows_what_is_asked(tt: Tt) -> None:
     assert "game: nim" in found.err
     assert "Take 1, 2 or 3: who takes the last stone wins." in found.out
     assert "steps: 5 of 64 games" in found.err
+    assert "time and memory: not known before a model has answered" in found.err
 
 
 def win_rate(

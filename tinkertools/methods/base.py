@@ -1,6 +1,6 @@
 """What methods of training have in common: what they are made of, and what they work with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -107,8 +107,10 @@ class Material(Protocol):
         """The tokens of so many steps, those without a weight too; None where nobody can tell."""
         ...
 
-    def rehearse(self, client: "TrainingClient") -> "Rehearsal | None":
-        """The steps, before anything is known that a model must be asked for; None where none can be taken so."""
+    @property
+    def rehearse(self) -> "Callable[[TrainingClient], Rehearsal] | None":
+        """Makes steps as training will take them, of what is known before any model is asked; None where that is not
+        enough."""
         ...
 
     def begin(self, bench: Bench) -> "Method":

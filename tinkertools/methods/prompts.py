@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import orjson
@@ -22,7 +22,6 @@ from tinkertools.reporting import Voice
 
 if TYPE_CHECKING:
     from tinkertools.chat.rendering import Renderer
-    from tinkertools.engines import TrainingClient
     from tinkertools.local.limits import Limits
 
 # Of a file, to find out what its rows are.
@@ -55,6 +54,7 @@ class Prompts:
     renderer: "Renderer"
     ready: list[Asked] = field(init=False)
     held_out_ready: list[Asked] = field(init=False, default_factory=list)
+    rehearse: ClassVar[None] = None  # a model must answer first
     _batches: Batches = field(init=False)
 
     @property
@@ -133,9 +133,6 @@ class Prompts:
         most = [len(one.input.tokens) + one.max_tokens for one in self.ready]
         asked = sum(most[i] for step in range(1, total_steps + 1) for i in self._batches.at(step))
         return Tokens(self.config.group_size * asked, exact=False)
-
-    def rehearse(self, _: "TrainingClient") -> None:
-        """See `Material`: a model must answer first."""
 
 
 def read_prompts(config: TrainConfig, voice: Voice) -> tuple[list[Prompt], list[Prompt]]:

@@ -12,7 +12,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
@@ -52,6 +52,7 @@ class Games:
     rehearsed: list[Match]
     renderer: "Renderer"
     batches: None = None
+    rehearse: ClassVar[None] = None  # games must be played first
 
     @property
     def data(self) -> dict[str, Any]:
@@ -86,9 +87,6 @@ class Games:
 
     def tokens(self, _: int) -> None:
         """See `Material`: the players decide how long a game is."""
-
-    def rehearse(self, _: "TrainingClient") -> None:
-        """See `Material`: games must be played first."""
 
     def begin(self, bench: Bench) -> "SelfPlay":
         """See `Material`."""

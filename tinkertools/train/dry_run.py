@@ -1,5 +1,6 @@
 """What a run would train on, as text and in numbers, and what it would take."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ from tinkertools.settings.writing import write_yaml
 from tinkertools.train.starting import material_of_run, steps_in_all
 
 if TYPE_CHECKING:
-    from tinkertools.methods.base import Material, Tokens
+    from tinkertools.engines import TrainingClient
+    from tinkertools.estimates import Rehearsal
+    from tinkertools.methods.base import Tokens
 
 # Examples that a dry run shows.
 EXAMPLES_SHOWN = 2
@@ -41,16 +44,19 @@ def show_plan(plan: Plan) -> None:
         console.say("tokens: as many as a model will say; they are logged as they come")
     else:
         console.say(f"tokens: {tokens} in all steps")
-    if config.engine == "local":
-        show_estimate(config, material, total_steps)
-    elif tokens is not None:
+    if config.engine == "tinker" and tokens is not None:
         show_cost(config, tokens)
+    elif config.engine == "local" and material.rehearse is not None:
+        show_estimate(config, material.rehearse, total_steps)
     else:
-        console.say("cost: not known before a model has answered")
+        unknown = "cost" if config.engine == "tinker" else "time and memory"
+        console.say(f"{unknown}: not known before a model has answered")
     console.say("this was a dry run: nothing is trained and no run is made; without --dry-run it is")
 
 
-def show_estimate(config: TrainConfig, material: "Material", total_steps: int) -> None:
+def show_estimate(
+    config: TrainConfig, rehearse: "Callable[[TrainingClient], Rehearsal]", total_steps: int
+) -> None:  # fmt: skip
     """How long training would take on this machine and how much memory, by a few steps whose result is thrown away."""
     import tempfile
 
@@ -64,11 +70,7 @@ def show_estimate(config: TrainConfig, material: "Material", total_steps: int) -
         client = service.create_lora_training_client(
             config.base_model, config.rank, config.seed, config.train_mlp, config.train_attn, config.train_unembed
         )
-        rehearsal = material.rehearse(client)
-        if rehearsal is None:
-            console.say("time and memory: not known before a model has answered")
-            return
-        found = measure(client, rehearsal, total_steps, console.progress)
+        found = measure(client, rehearse(client), total_steps, console.progress)
     before = f"; {REFERENCE} comes before them" if config.method == "dpo" else ""
     console.say(
         f"time: about {console.seconds(found.seconds)} for the steps, at {found.tokens_per_second:,.0f} tokens/s "
