@@ -55,6 +55,7 @@ def test_gsm8k_and_sharegpt_from_file_to_comparison(tt: Tt, shared_data: Path) -
     assert scores["lora"]["trained_tokens"] == scores["base"]["trained_tokens"] > 1000
 
 
+@pytest.mark.slow
 def test_tool_calls_and_documents_from_file_to_adapter(tt: Tt, shared_data: Path) -> None:
     calls = tt("prepare", "--dataset", shared_data / "glaive_toolcall_en_demo.json", "--output", "all/calls.jsonl")
     assert "rows in: 300 = 300 kept + 0 refused" in calls.err

@@ -356,6 +356,7 @@ def test_two_steps_are_in_flight(tmp_path: Path) -> None:
     assert "grad_norm" not in log.steps[0]
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once_and_the_run_can_go_on(
     tt: Tt, tiny: str, data: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:

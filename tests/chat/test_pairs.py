@@ -14,6 +14,7 @@ import pytest
 from families import TEMPLATES, Template, TheDay, make_tokenizer, needs_trl
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import mostly_slow
 from transformers.utils import chat_template_utils
 
 from tinkertools.chat.conversations import Conversation
@@ -100,7 +101,7 @@ def test_what_stands_before_an_answer_is_the_prompt_it_is_sampled_with(model: st
 
 
 @needs_trl
-@pytest.mark.parametrize("template", ACCEPTED, ids=lambda template: template.name)
+@pytest.mark.parametrize("template", mostly_slow(ACCEPTED, 20), ids=lambda template: template.name)
 def test_the_same_as_trl_with_the_template_of_each_family(template: Template) -> None:
     """TRL takes the longest common start for the prompt, and keeps what a template writes after the end of a turn."""
     tokenizer = make_tokenizer(template)

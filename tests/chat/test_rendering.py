@@ -531,6 +531,7 @@ def test_an_unknown_renderer() -> None:
     assert "auto, chat-template or one of qwen3," in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_in_the_same_order() -> None:
     conversations = [chat(f"What is {i} plus 1?", f"It is {i + 1}.", "And?", "Yes.") for i in range(700)]
     renderer = load_renderer("Qwen/Qwen3-8B")

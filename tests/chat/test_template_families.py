@@ -7,6 +7,7 @@ import pytest
 from families import REASONING, TEMPLATES, Form, Message, Plain, Template, make_renderer, needs_trl, template_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import mostly_slow
 
 from tinkertools.chat.examples import Example, RenderError
 from tinkertools.chat.templates import ChatTemplateRenderer
@@ -283,7 +284,7 @@ REPRESENTATIVE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("template", ACCEPTED, ids=lambda template: template.name)
+@pytest.mark.parametrize("template", mostly_slow(ACCEPTED, 20), ids=lambda template: template.name)
 def test_any_texts(template: Template) -> None:
     if template.name in REPRESENTATIVE:
         try_texts(template, None, 20)

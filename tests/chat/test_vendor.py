@@ -18,6 +18,7 @@ import pytest
 from families import TEMPLATES, Plain, needs_trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import mostly_slow
 
 from tinkertools.chat.examples import IMAGE_TOKEN, Example, RenderError, trimmed, unite
 from tinkertools.chat.records import Conversation
@@ -295,7 +296,7 @@ texts = (
 turns = st.lists(st.tuples(texts, texts), min_size=1, max_size=3)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, 12))
 def test_any_texts(name: str) -> None:
     form = FORM[name]
 
@@ -346,7 +347,7 @@ def some_conversations(draw: st.DrawFn) -> Conversation:
     return chat(*messages, tools=TOOLS if draw(st.booleans()) else None)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, 12))
 def test_any_conversation_obeys_the_rule_or_is_refused(name: str) -> None:
     form = FORM[name]
     accepted = 0
@@ -371,7 +372,7 @@ def test_any_conversation_obeys_the_rule_or_is_refused(name: str) -> None:
     assert accepted
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, 12))
 def test_all_turns_at_once_are_as_each_turn_alone(name: str) -> None:
     form, one = FORM[name], renderer(name)
     compared = 0
@@ -415,7 +416,7 @@ def as_lists(examples: Iterable[Example]) -> list[tuple[list[int], list[float]]]
     return [(example.tokens.tolist(), example.weights.tolist()) for example in examples]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, 12))
 def test_control_tokens_in_a_text_stay_text(name: str) -> None:
     one = renderer(name)
     tokenizer = one._tokenizer

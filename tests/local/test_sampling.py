@@ -235,6 +235,7 @@ ROWS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(rows=ROWS, slots=st.integers(1, 5), pass_tokens=st.integers(1, 40), room=st.integers(20, 200))
 def test_an_answer_is_the_same_whatever_runs_beside_it(

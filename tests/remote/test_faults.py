@@ -277,6 +277,7 @@ def test_no_part_of_the_key_is_shown(before: int, monkeypatch: pytest.MonkeyPatc
     assert "plan" not in short("." * before + "planted-key-1234567890 and more")
 
 
+@pytest.mark.slow
 def test_payment_required(train: Train, run: Path, server: StandIn, undisturbed: Lineage) -> None:
     """The SDK waits for the bill to be paid, for an hour; `tt` for as long as a request may take."""
     server.refuse("optim_step", refusal(402, "no credits left"))

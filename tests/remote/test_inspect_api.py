@@ -92,6 +92,7 @@ def test_a_probe_of_a_server_leaves_nothing_behind(tt: Tt, key: str, starter: st
         assert json.loads(listed.out) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there(environment: dict[str, str]) -> None:
     # In a process of its own: the SDK goes on trying in the one that gave up.
     command = [sys.executable, "-m", "tinkertools", "inspect-api", "--json", "--timeout", "1"]

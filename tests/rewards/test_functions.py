@@ -140,6 +140,7 @@ def test_async_functions_run_side_by_side() -> None:
         assert reward([sample("x")]) == [Rewarded(3.0)]
 
 
+@pytest.mark.slow
 def test_async_functions_that_take_forever_cost_themselves_alone() -> None:
     with opened("my_rewards:awaited", 2) as reward:
         found = reward([sample(text) for text in ("x", "slow", "block", "x")])
