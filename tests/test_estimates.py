@@ -161,17 +161,24 @@ def test_slow_steps_are_timed_no_longer_than_needed() -> None:
 
 
 def test_peak_memory_is_the_most_that_a_process_had() -> None:
-    """Of a process of its own: this one may have had much more at another time."""
+    """Not the most that the program had which started it: here three times as much, with which it was replaced."""
     program = (
         "import numpy as np\nfrom tinkertools.estimates import peak_memory\nfound = [peak_memory()]\n"
         f"block = np.ones({BLOCK}, dtype=np.uint8)\nfound.append(peak_memory())\ndel block\n"
         "print(*found, peak_memory())"
     )
+    starting = (
+        f"import os, sys\nimport numpy as np\nblock = np.ones({3 * BLOCK}, dtype=np.uint8)\n"
+        "os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
+    )
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    command = [sys.executable, "-c", starting, program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     before, after, later = map(int, done.stdout.split())
+    assert before < 3 * BLOCK
     assert before + 0.9 * BLOCK < after < before + 1.1 * BLOCK
-    assert later == after
+    # The kernel counts pages a few at a time on each core.
+    assert later == pytest.approx(after, rel=0.01)
 
 
 def _cores() -> int:
