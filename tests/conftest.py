@@ -46,7 +46,7 @@ _ON_ONE_WORKER = ("test_conformance.py", "test_skyrl.py", "test_skyrl_methods.py
 
 
 # What takes minutes begins first, so that no worker is left alone with it at the end.
-_FIRST = (*_ON_ONE_WORKER, "test_main_job.py", "test_starter_script.py", "test_real_data.py")
+_FIRST = (*_ON_ONE_WORKER, "test_quality.py", "test_main_job.py", "test_starter_script.py", "test_real_data.py")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -100,7 +100,7 @@ def wandb_records(folder: Path) -> Iterator[Any]:
         joined += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+            record = wandb_internal_pb2.Record()
             record.ParseFromString(joined)
             yield record
             joined = b""
@@ -147,6 +147,7 @@ def test_tensorboard_gets_values_and_hides_what_is_written_again(run: RunDirecto
     assert secret_files(run) == []
 
 
+@pytest.mark.slow
 def test_mlflow_gets_values_goes_on_by_id_and_begins_anew_when_deleted(run: RunDirectory, mlflow_store: str) -> None:
     from mlflow import MlflowClient
 

@@ -213,7 +213,11 @@ TOOLS: list[Message] = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("conversation", [TWO, THREE, WITH_SYSTEM], ids=["two", "three", "system"])
+@pytest.mark.parametrize(
+    "conversation",
+    [pytest.param(TWO, marks=pytest.mark.slow), THREE, WITH_SYSTEM],
+    ids=["two", "three", "system"],
+)
 def test_turns(name: str, conversation: Conversation) -> None:
     form = FORM[name]
     assert said_by_turn(renderer(name), conversation) == expected(form, conversation, form.before)

@@ -47,7 +47,7 @@ LOG_WRITE = "write checkpoints/r/training_log.json"
 STEP_4 = 6
 
 
-@pytest.mark.parametrize("seed", mostly_slow(range(STORIES), 2))
+@pytest.mark.parametrize("seed", mostly_slow(range(STORIES), 1))
 def test_killed_at_points(server: ForkServer, straight: Straight, tmp_path: Path, seed: int) -> None:
     changes = [index for index, label in enumerate(straight.ended.points) if is_change(label)]
     # Spread over the run, and never the same ones beside each other.

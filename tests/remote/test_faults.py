@@ -160,7 +160,7 @@ def undisturbed(train: Train, run: Path, starter: str) -> Lineage:
     return _undisturbed[0]
 
 
-@pytest.mark.parametrize("seed", mostly_slow(range(SEEDS), 15))
+@pytest.mark.parametrize("seed", mostly_slow(range(SEEDS), 8))
 def test_schedule(
     seed: int, train: Train, run: Path, starter: str, undisturbed: Lineage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
