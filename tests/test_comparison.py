@@ -559,6 +559,7 @@ def test_a_check_that_cannot_be_is_refused_before_anything_is_asked(tt: Tt, adap
     assert "not valid Python" in found.err
 
 
+@pytest.mark.slow
 def test_gsm8k(tt: Tt, starter: str, shared_data: Path) -> None:
     rows = (shared_data / "gsm8k_test.jsonl").read_text().splitlines()[:15]
     Path("rows.jsonl").write_text("\n".join(rows) + "\n")

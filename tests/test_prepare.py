@@ -802,9 +802,9 @@ def from_hub(hub: Hub, folder: Path, environment: dict[str, str], *options: str)
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ([], range(300)),
+        pytest.param([], range(300), marks=pytest.mark.slow),
         (["--split", "test"], range(1000, 1005)),
-        (["--max-examples", "2"], range(2)),
+        pytest.param(["--max-examples", "2"], range(2), marks=pytest.mark.slow),
     ],
 )
 def test_a_dataset_on_the_hub(
@@ -822,7 +822,7 @@ def test_a_dataset_on_the_hub(
         (["--dataset", "org/missing"], "Dataset 'org/missing' doesn't exist on the Hub or cannot be accessed."),
         (["--dataset", "org/name", "--split", "dev"], "Bad split: dev. Available splits: ['train', 'test']"),
         (["--dataset", "org/name", "--config-name", "c"], "BuilderConfig 'c' not found."),
-        (["--dataset", "org/broken"], ""),
+        pytest.param(["--dataset", "org/broken"], "", marks=pytest.mark.slow),
     ],
 )
 def test_what_the_hub_does_not_give(

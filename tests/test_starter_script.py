@@ -37,6 +37,7 @@ def test_the_tokenizer_is_the_scripts(script: ModuleType) -> None:
     assert made["added_tokens"] == kept["added_tokens"]
 
 
+@pytest.mark.slow
 def test_the_scripts_training_repeats_to_the_bit_and_learns(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

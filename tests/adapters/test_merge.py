@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import mostly_slow
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -152,8 +153,11 @@ def check_against_peft(base: Path, adapter: Path, work: Path, *, output: bool, u
 
 @pytest.mark.parametrize("output", [False, True], ids=["layers", "layers and output layer"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen3", False), ("llama", True), ("llama", False)])
-def test_merge_is_pefts(family: str, tied: bool, dtype: torch.dtype, output: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind", mostly_slow([("qwen3", True), ("qwen3", False), ("llama", False), ("llama", True)], 2), ids=str
+)
+def test_merge_is_pefts(kind: tuple[str, bool], dtype: torch.dtype, output: bool, tmp_path: Path) -> None:
+    family, tied = kind
     base = make_base(tmp_path / "base", family=family, tied=tied, dtype=dtype)
     adapter = make_adapter(tmp_path / "adapter", base, output=output)
     check_against_peft(base, adapter, tmp_path, output=output)

@@ -321,6 +321,7 @@ def test_scores_of_what_is_no_reward_model_are_told_apart(tt: Tt, new: Runs, tmp
     assert "conversation 1 does not end with an assistant message" in found.flat
 
 
+@pytest.mark.slow
 def test_real_preferences(tt: Tt, shared_data: Path) -> None:
     """Their answers are long for the starter model: few are left, and all are counted."""
     found = tt(
