@@ -12,17 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinkertools.adapters.go_interpreter import run
-from tinkertools.adapters.probes import (
-    MARKS,
-    UNUSUAL,
-    Chat,
-    DifferentError,
-    Messages,
-    RefusedError,
-    roles_of,
-    talk,
-    usual,
-)
+from tinkertools.adapters.probes import MARKS, UNUSUAL, Chat, DifferentError, RefusedError, roles_of, talk, usual
+from tinkertools.chat.conversations import Message
 from tinkertools.errors import ModelError
 
 if TYPE_CHECKING:
@@ -231,7 +222,7 @@ def _literal(text: str) -> str:
 # --- comparing
 
 
-def _compare(chat: Chat, template: str, messages: Messages) -> None:
+def _compare(chat: Chat, template: str, messages: list[Message]) -> None:
     """Hold a Go template against the chat template.
 
     Raises:

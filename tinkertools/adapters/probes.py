@@ -1,15 +1,15 @@
 """Conversations that show what a chat template does, and the chat template that writes them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from tinkertools.chat.templates.program import with_fixed_date
+from tinkertools.chat.conversations import Message
+from tinkertools.chat.examples import RenderError
+from tinkertools.chat.templates.program import ChatTemplate
 from tinkertools.config import TEMPLATE_DATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Messages = Sequence[Mapping[str, str]]
 
 # Texts that no template writes itself.
 MARKS = tuple(f"probe{letter}text" for letter in "abcde")
@@ -33,55 +33,39 @@ class Chat:
     """What the chat template writes, less the token that Ollama puts at the beginning itself."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self._tokenizer = tokenizer
         self.notes: dict[str, None] = {}
-        self._template, dates = with_fixed_date(str(tokenizer.chat_template))
-        if dates:
+        self._template = ChatTemplate(tokenizer)
+        if self._template.source != tokenizer.chat_template:
             self.notes[f"the chat template writes the date: here it is {TEMPLATE_DATE}, as in training"] = None
         first = tokenizer.encode("x", add_special_tokens=True)[:1]
         self._bos = str(tokenizer.bos_token) if first == [tokenizer.bos_token_id] else ""
-        self._as_parts = False
-        self._as_parts = not self._writes(MARKS[0])
 
-    def write(self, messages: Messages, *, generation: bool = True) -> str:
+    def write(self, messages: list[Message], *, generation: bool = True) -> str:
         """A conversation as the chat template writes it, with or without the beginning of an answer.
 
         Raises:
             RefusedError: it refuses the conversation.
         """
-        given: Any = messages
-        if self._as_parts:
-            given = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
         try:
-            text = str(
-                self._tokenizer.apply_chat_template(
-                    given, tokenize=False, add_generation_prompt=generation, chat_template=self._template
-                )
-            )
-        except Exception as error:  # a template is a program of the model's author and may raise anything
-            raise RefusedError(f"it refuses {roles_of(messages)}: {error}") from error
+            text = self._template.write([messages], None, generation=generation)[0]
+        except RenderError as error:
+            raise RefusedError(f"it refuses {roles_of(messages)}: {error.__cause__ or error}") from error
         if self._bos and not text.startswith(self._bos):
             self.notes[f"Ollama puts {self._bos} before every conversation, the chat template does not"] = None
         return text.removeprefix(self._bos)
 
-    def _writes(self, text: str) -> bool:
-        try:
-            return text in self.write(talk("u", text))
-        except RefusedError:
-            return False
 
-
-def talk(roles: str, *texts: str) -> list[dict[str, str]]:
+def talk(roles: str, *texts: str) -> list[Message]:
     """A conversation: of each message the first letter of its role, and its text."""
     return [{"role": _ROLES[role], "content": text} for role, text in zip(roles, texts, strict=True)]
 
 
-def roles_of(messages: Messages) -> str:
+def roles_of(messages: list[Message]) -> str:
     """The roles of a conversation, for messages to people."""
     return " → ".join(message["role"] for message in messages)
 
 
-def usual(*, with_system: bool) -> Iterator[list[dict[str, str]]]:
+def usual(*, with_system: bool) -> Iterator[list[Message]]:
     """Conversations that must be written right: one to four turns, also after a system message."""
     for turns in range(1, 5):
         for start in range(len(_TEXTS)):

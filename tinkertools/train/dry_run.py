@@ -54,9 +54,7 @@ def show_plan(plan: Plan) -> None:
     console.say("this was a dry run: nothing is trained and no run is made; without --dry-run it is")
 
 
-def show_estimate(
-    config: TrainConfig, rehearse: "Callable[[TrainingClient], Rehearsal]", total_steps: int
-) -> None:  # fmt: skip
+def show_estimate(config: TrainConfig, rehearse: "Callable[[TrainingClient], Rehearsal]", total_steps: int) -> None:
     """How long training would take on this machine and how much memory, by a few steps whose result is thrown away."""
     import tempfile
 
